@@ -43,7 +43,7 @@ from lmmkit.weights.left_out import left_out
 from lmmkit.weights.tensor_reader import Stored
 
 _log = logging.getLogger("lmmkit")
-Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
+Format = Literal["llava-hf", "llava-next", "llava", "lmmkit", "peft"]
 KEPT = ("eos", "pad", "image_token", "family")  # keys of a model folder's config that its weights have
 HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -139,7 +139,8 @@ def _write(
     passthrough, prefixes = {}, {}
     for origin in prepared.pretrained:
         passthrough |= origin.passthrough(build.modules(objective))
-        prefixes |= origin.source.prefixes() if origin.source and origin.source.kind == "llava-hf" else {}
+        hub = origin.source and origin.source.kind in ("llava-hf", "llava-next")
+        prefixes |= origin.source.prefixes() if origin.source and hub else {}
     config = {
         "stage": from_model.IMPORTED_STAGE, "step": 0, "inference_plugins": [], "plugins": {},
         "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **more,
@@ -266,7 +267,7 @@ def export_model(
         case "peft":
             _require_new(folder)
             peft_adapter.write(adapter_of(source, folder, base)[0], folder)
-        case "llava-hf" | "llava":
+        case "llava-hf" | "llava-next" | "llava":
             raise_all(llava_folders.of_plugins(model_folder.config_of(source), folder, kind))
             chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
             model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))

@@ -1,7 +1,7 @@
 """Opens an export again and compares it with the model: tensors, logits, pixels, prompts and greedy answers.
 
-A llava-hf folder is opened by transformers, which must be installed; the formats that transformers cannot open are
-opened by lmmkit. Both models are in memory at once, in float32.
+A llava-hf or llava-next folder is opened by transformers, which must be installed; the formats that transformers
+cannot open are opened by lmmkit. Both models are in memory at once, in float32.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lmmkit import build
 from lmmkit.api.layout import row_count
-from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.api.sample import AnyRes, Image, Sample, Turn, View
 from lmmkit.data.chat_templates import first_id
-from lmmkit.data.images import normalise, read_image
+from lmmkit.data.images import image_size, normalise, read_image
 from lmmkit.errors import MachineError
 from lmmkit.errors.weights import EXPORT_DIFFERS, NO_TRANSFORMERS
 from lmmkit.import_export import Format, adapter_of
@@ -39,6 +39,7 @@ NEW_TOKENS = 24  # of an answer, if the context has room
 LARGEST_LOGIT_ERROR = 1e-4  # relative to the largest logit
 LARGEST_PIXEL_ERROR = 1.0  # grey levels of 256
 QUESTIONS = ("What is shown in the image?", "Name two colours and 17 numbers.")
+BY_TRANSFORMERS = ("llava-hf", "llava-next")  # the formats that transformers opens
 BARE = "USER: 12 blue boxes"
 
 
@@ -53,22 +54,35 @@ class ExportComparison:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Holds a question as both models get it: turns, image file, ids with one for each image row, pixels."""
+    """Holds a question as both models get it: its view, image file, ids with one for each image row, pixels, and the
+    height and width of an image that is cut into tiles."""
 
-    turns: tuple[Turn, ...]
+    view: View
     image: str | None
     ids: list[int]
     pixels: Tensor | None
+    size: tuple[int, int] | None
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Returns its turns."""
+        return self.view.sample.turns
 
     @property
     def id_1T(self) -> Tensor:
         """Returns the ids as a batch of one."""
         return torch.tensor([self.ids])
 
+    @property
+    def images(self) -> dict[str, Tensor]:
+        """Returns the image as transformers' models get it; empty without one."""
+        pixels = {} if self.pixels is None else {"pixel_values": self.pixels}
+        return pixels if self.size is None else pixels | {"image_sizes": torch.tensor([self.size])}
+
 
 def require_transformers(kind: Format) -> None:
     """Raises `MachineError` if an export of this format cannot be verified without an absent package."""
-    if kind != "llava-hf":
+    if kind not in BY_TRANSFORMERS:
         return
     try:
         found = version("transformers")
@@ -93,7 +107,7 @@ def verify_export(
         for tensor in model_folder.unique_tensors(ours.objective).values():
             tensor.copy_(tensor.to(kept))
         prompts = list(prompts_of(ours, Path(aside)))
-        if kind == "llava-hf":
+        if kind in BY_TRANSFORMERS:
             return _by_transformers(ours, source, folder, kept, prompts, move)
         return _by_lmmkit(ours, folder, prompts, move)
 
@@ -120,12 +134,13 @@ def prompts_of(ours: ChatModel, folder: Path) -> Iterator[Prompt]:
             key="verify", turns=turns, images=(Image(image),) if image else (), template=chat.template,
             image_fit=chat.image_fit,
         )  # fmt: skip
-        layout = ours.views.prompt(View(sample=sample))
+        layout = ours.views.prompt(view := View(sample=sample))
         marker = -1 if ours.tokens.image_token is None else ours.tokens.image_token
         ids = [i for span in layout for i in (span.ids or [marker] * span.n)]
         pixels = normalise(read_image(image, spec, chat.image_fit), spec)[None] if image else None
+        size = image_size(Image(image)) if image and _tiled(ours) else None
         if row_count(layout) < ours.views.context:
-            yield Prompt(turns, image, ids, pixels)
+            yield Prompt(view, image, ids, pixels, size)
 
 
 def _room(ours: ChatModel, prompt: Prompt) -> int:
@@ -144,7 +159,7 @@ def _by_transformers(
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    loaded: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         folder, dtype="auto", output_loading_info=True
     )
     theirs, info = loaded
@@ -159,18 +174,31 @@ def _by_transformers(
             *(ExportComparison(what, reason, None) for what in ("logits", "prompt ids", "answers")),
         ]
     processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
-    logits = [(ours.logits(p.id_1T, p.pixels), _logits(theirs, p)) for p in prompts]
+    logits = [(_own_logits(ours, p, p.id_1T), _logits(theirs, p)) for p in prompts]
     found += [_logits_compared(logits), _pixels(ours, processor, prompts), *_ids(ours, processor, prompts)]
     move(4)
     with moving(move, 4, 5):
         for prompt in counted("comparing answers", prompts, unit="answers"):
-            found.append(_answer(ours, prompt, _generated(ours, theirs, processor, prompt)))
+            try:
+                ids = _generated(ours, theirs, processor, prompt)
+            except (RuntimeError, ValueError) as error:  # files that contradict each other
+                reason = str(error).partition("\n")[0]
+                found.append(ExportComparison(_answer_to(prompt), f"transformers: {reason}", False))
+            else:
+                found.append(_answer(ours, prompt, ids))
     return found
 
 
 @torch.no_grad()
 def _logits(theirs: Any, prompt: Prompt) -> Tensor:
-    return theirs(input_ids=prompt.id_1T, pixel_values=prompt.pixels).logits
+    return theirs(input_ids=prompt.id_1T, **prompt.images).logits
+
+
+def _own_logits(ours: ChatModel, prompt: Prompt, id_1T: Tensor) -> Tensor:
+    """Returns the logits of ids, or of the prompt's view: ids and pixels do not say how an image is cut into tiles."""
+    if _tiled(ours):
+        return ours.prompt_logits([prompt.view])[0][None]
+    return ours.logits(id_1T, prompt.pixels)
 
 
 def _tensors(
@@ -210,6 +238,9 @@ def _pixels(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> ExportCom
         if prompt.image is not None and prompt.pixels is not None:
             with PIL.Image.open(prompt.image) as image:
                 theirs = processor.image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+            if theirs.shape != prompt.pixels.shape:
+                got = f"have shapes {list(prompt.pixels.shape)} and {list(theirs.shape)}"
+                return ExportComparison("pixels", got, False)
             levels = max(levels, float(((theirs - prompt.pixels) * std).abs().max()) * 255)
     if not any(prompt.image for prompt in prompts):
         return ExportComparison("pixels", "too short a context for an image", None)
@@ -271,7 +302,7 @@ def _generated(ours: ChatModel, theirs: Any, processor: Any, prompt: Prompt) -> 
     """Returns the ids that transformers generates from the messages, or from our ids without a template."""
     if processor.chat_template is None:
         inputs = {"input_ids": prompt.id_1T, "attention_mask": torch.ones_like(prompt.id_1T)}
-        inputs |= {} if prompt.pixels is None else {"pixel_values": prompt.pixels}
+        inputs |= prompt.images
     else:
         inputs = processor.apply_chat_template(
             _messages(prompt),
@@ -287,14 +318,30 @@ def _generated(ours: ChatModel, theirs: Any, processor: Any, prompt: Prompt) -> 
 def _answer(ours: ChatModel, prompt: Prompt, their_ids: list[int]) -> ExportComparison:
     """Compares the ids and the text of our greedy answer with those of `their_ids`."""
     room, tokenizer = _room(ours, prompt), ours.prepared.tokenizer
-    own_ids = ours.generate(prompt.id_1T, prompt.pixels, max_new_tokens=room)[0].tolist()
-    what = "answer to an image" if prompt.image else "answer to a text"
     ends = ours.tokens.eos
     text = tokenizer.decode([i for i in their_ids if i not in ends]).strip()
+    if _tiled(ours):
+        return _text(ours, prompt, text)
+    what = _answer_to(prompt)
+    own_ids = ours.generate(prompt.id_1T, prompt.pixels, max_new_tokens=room)[0].tolist()
     if own_ids != their_ids:
         return _same_ids(what, [(own_ids, their_ids)])
     same = ours.reply(prompt.turns, prompt.image, max_new_tokens=room) == text
     return ExportComparison(what, f"{len(their_ids)} ids, {'and' if same else 'but not'} the text", same)
+
+
+def _text(ours: ChatModel, prompt: Prompt, text: str) -> ExportComparison:
+    """Compares the text of our greedy answer: all that is given of a model with tiles, whose prompts are no ids."""
+    same = ours.reply(prompt.turns, prompt.image, max_new_tokens=_room(ours, prompt)) == text
+    return ExportComparison(_answer_to(prompt), f"{'the same' if same else 'another'} text", same)
+
+
+def _answer_to(prompt: Prompt) -> str:
+    return "answer to an image" if prompt.image else "answer to a text"
+
+
+def _tiled(model: ChatModel) -> bool:
+    return isinstance(model.prepared.recipe.model.chat.image_fit, AnyRes)
 
 
 # ------------------------------------------------------------------ by lmmkit
@@ -317,11 +364,12 @@ def _by_lmmkit(
         move(3 + 2 * done / len(prompts))
         swap = {ours.tokens.image_token: theirs.tokens.image_token} if prompt.image else {}
         asked = torch.tensor([[swap.get(i, i) for i in prompt.ids]])
-        found.append(
-            _logits_compared(
-                [(ours.logits(prompt.id_1T, prompt.pixels), theirs.logits(asked, prompt.pixels))]
-            )
-        )
+        pair = _own_logits(ours, prompt, prompt.id_1T), _own_logits(theirs, prompt, asked)
+        found.append(_logits_compared([pair]))
+        if _tiled(ours):
+            text = theirs.reply(prompt.turns, prompt.image, max_new_tokens=_room(ours, prompt))
+            found.append(_text(ours, prompt, text))
+            continue
         new = theirs.generate(asked, prompt.pixels, max_new_tokens=_room(ours, prompt))
         found.append(_answer(ours, prompt, new[0].tolist()))
     return found

@@ -60,7 +60,10 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
-        llava_json tables tar_members webdataset_shards records
+        llava_json tables joined tar_members webdataset_shards records
+    """,
+    "lmmkit.data.sources.joined": """
+        object_lists official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
         table_names parquet_records
@@ -123,7 +126,8 @@ FLOORS: dict[str, str] = {
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page write_page
+        quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page span_text
+        trained_samples data_page write_page
     """,
     "lmmkit.report.sections": """
         puzzles measures costs caveats summary accuracy training samples setup

@@ -24,6 +24,7 @@ TESTED_BY = {
     "build/stage": "test_build.py",
     "build/teachers": "training/test_reference_teachers.py",
     "data/sources/image_paths": "data/sources/test_records.py",
+    "data/sources/joined/object_lists": "data/sources/joined/test_joined_records.py",
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",
     "evaluate/answers/scorer": "evaluate/questions/test_answering.py",
     "evaluate/answers/uploads": "evaluate/questions/test_answering.py",

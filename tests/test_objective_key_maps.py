@@ -42,7 +42,7 @@ def deep(monkeypatch):
     monkeypatch.setattr(test_objective_needs, "TWINS", test_objective_needs.TWINS | twins)
 
 
-@pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", [Sdpa(), pytest.param(Eager(), marks=SLOW)], ids=lambda b: b.name)
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=SLOW)])
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])

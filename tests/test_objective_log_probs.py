@@ -20,7 +20,7 @@ from tests.support import dense_views, paper_objective, preference
 from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda, gradients
 from tests.support.low_rank import assert_factors, merged_into
-from tests.support.plain_twins import off, show
+from tests.support.plain_twins import TWIN_CASES, off, show
 from tests.support.preference import SAMPLES, TASK
 from tests.support.tiny_model import pack
 from tests.test_objective_needs import with_adapters
@@ -74,8 +74,7 @@ def assert_twin(made: Objective, samples, batch, limit: float) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("dtype", "limit", "share"), TWIN_CASES)
 def test_packed_views_score_as_every_view_alone(recompute, share, dtype, limit):
     made, samples, batch = made_and_batch(dtype, share=share)
     build.set_layers(made, Speed(recompute=recompute))

@@ -16,7 +16,7 @@ from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
 from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
-from tests.support.plain_twins import off, show
+from tests.support.plain_twins import TWIN_CASES, off, show
 from tests.support.tiny_model import SPEC, pack, pixels
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
@@ -87,8 +87,7 @@ def assert_twin(made, term: Reads, limit: float, *, share: bool = True) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("dtype", "limit", "share"), TWIN_CASES)
 def test_hidden_states_after_any_block_equal_those_of_the_views_alone(deep, recompute, share, dtype, limit):
     made = paper_objective.objective(dtype=dtype)
     build.set_layers(made, Speed(recompute=recompute))
@@ -103,8 +102,7 @@ def test_hidden_states_under_low_rank_updates_equal_those_of_the_views_alone(dee
 
 
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("dtype", "limit", "share"), TWIN_CASES)
 def test_vision_features_equal_those_of_the_views_alone(deep, recompute, share, dtype, limit):
     made = paper_objective.objective(dtype=dtype)
     build.set_layers(made, Speed(recompute=recompute))

@@ -23,7 +23,7 @@ from tests.support.all_gradients import all_gradients, assert_alike
 from tests.support.fake_cuda import fake_cuda
 from tests.support.low_rank import assert_factors, merged_into
 from tests.support.paper_objective import CAPTIONS, CHATS, DIMS, TEXT_ORDER, chat
-from tests.support.plain_twins import off
+from tests.support.plain_twins import TWIN_CASES, off
 from tests.support.tiny_model import pack
 from tests.test_objective_needs import with_adapters
 from tests.test_objective_places import objective, strategies
@@ -95,8 +95,7 @@ def assert_twin(made, samples, batch, limit: float) -> None:
     assert_alike(made, packed_total(made, batch), dense_total(made, samples, made.weighers), limit)
 
 
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("dtype", "limit", "share"), TWIN_CASES)
 def test_packed_rows_have_the_weights_of_their_characters(share, dtype, limit):
     made, samples, batch = made_and_batch(dtype=dtype, share=share)
     assert batch.weight_S is not None and batch.head is None

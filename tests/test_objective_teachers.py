@@ -15,7 +15,7 @@ from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, plain_teacher
 from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
-from tests.support.plain_twins import off, show
+from tests.support.plain_twins import TWIN_CASES, off, show
 from tests.support.tiny_model import SPEC, pack
 from tests.test_objective_needs import IMAGES, SAMPLES, SHUFFLED, Reads, smooth, with_adapters
 
@@ -83,8 +83,7 @@ def assert_twin(made, limit: float, *, share: bool = True) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("dtype", "limit", "share"), TWIN_CASES)
 def test_features_of_teachers_equal_those_of_each_image_alone(recompute, share, dtype, limit):
     made = objective(dtype)
     build.set_layers(made, Speed(recompute=recompute))

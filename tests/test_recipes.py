@@ -168,7 +168,9 @@ def checked(data: Path, name: str) -> dict:
     return CHECKED[name]
 
 
-@pytest.mark.parametrize("name", BIG)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "13b" in name else []) for name in BIG]
+)
 def test_a_recipe_checks_on_the_true_shapes(name, data):
     stages = checked(data, name)
     steps = [stages[s]["steps"] for s in stages]

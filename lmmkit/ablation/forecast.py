@@ -116,6 +116,15 @@ def slowed(processes: float) -> float:
     return max(1.0, processes / len(os.sched_getaffinity(0)))
 
 
+def seconds_alone(*, cpu: float, wall: float, load: float, threads: int) -> float:
+    """Returns the seconds for a CPU second that a process would have needed on a core for each of its threads.
+
+    It took `wall` seconds beside `load` others. Not below 1 / `threads`, since a process with a higher priority than
+    the others was not held up as `load` says.
+    """
+    return max(1 / threads, wall / max(cpu, 1e-9) / slowed(load + 1))
+
+
 def train_name(key: str) -> str:
     """Returns the name of the command that trains a stage."""
     return f"{key} train"

@@ -36,6 +36,12 @@ class GridFile:
         """Returns the name of the grid: that of its file."""
         return self.path.stem
 
+    @property
+    def argument(self) -> str:
+        """Returns what `lmmkit ablate` is given for this grid: the name of a shipped one, or the file."""
+        names = (name.removeprefix(GRIDS) for name, path in shipped_grids().items() if path == self.path)
+        return next(names, str(self.path))
+
     def recipe_path(self, name: str) -> Path:
         """Returns the file of a recipe: relative to the grid, else to the current folder, else a shipped one."""
         beside = self.path.parent / name

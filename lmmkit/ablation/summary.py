@@ -35,6 +35,7 @@ def summarise_grid(file: GridFile, arms: Sequence[Arm], runs: Sequence[FinishedR
     return {
         "format": FORMAT,
         "grid": file.name,
+        "file": file.argument,
         "base": grid.base,
         "variants": [arm.name for arm in arms[1:]],
         "seeds": list(grid.seeds),

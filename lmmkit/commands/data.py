@@ -26,6 +26,8 @@ from lmmkit.commands.support.common import (
 from lmmkit.progress import working
 
 if TYPE_CHECKING:
+    from lmmkit.data.sources.records import Records
+    from lmmkit.plan.prepare import Prepared
     from lmmkit.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Make, look at and check data sets.")
@@ -119,31 +121,54 @@ def _show_world(directory: Path, found: Mapping[str, Any], as_json: bool) -> Non
 @reporting
 def show(
     recipe: RecipePath,
-    source: Annotated[str, typer.Argument(help="A name of the recipe's `data`.")],
+    source: Annotated[
+        str | None, typer.Argument(help="One of the recipe's `data`; all, if not given.")
+    ] = None,
     record: Annotated[int, typer.Option(help="The number of the first record, from 0.")] = 0,
-    count: Annotated[int, typer.Option(min=1)] = 3,
+    count: Annotated[int | None, typer.Option(min=1, help="\\[default: 3; with --html 50]")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page of samples as a stage trains on them.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="With --html: of the recipe. \\[default: the first with the source]")
+    ] = None,
     root: Root = None,
     trust_files: Trust = False,
     changes: Set = None,
 ) -> None:
     """Print records of a source as the model reads them, without the tokens and views that plugins add.
 
-    A dot separates tokens. Supervised text is in double brackets, [[ ]], and bright.
+    A dot separates tokens. Supervised text is in double brackets, [[ ]], and bright. With --html: all views with
+    their learned tokens, and the images as the encoder gets them; without SOURCE in the order of training.
     """
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
-        from lmmkit.commands.support.token_pieces import pieces, tiles_text
-        from lmmkit.data.images import image_place
-        from lmmkit.errors import UserError
-        from lmmkit.errors.data import NO_RECORD
+        from lmmkit.errors import UserError, raise_all
+        from lmmkit.errors.data import NEEDS_HTML, NO_RECORD
         from lmmkit.plan.prepare import prepare_bare
 
     known_source(read, source)
-    prepared = prepare_bare(read, data=[source], trust_files=trust_files)
-    records = prepared.sources[source]
-    if not 0 <= record < len(records):
-        raise UserError(NO_RECORD.at("--record", got=f"record {record}", last=len(records) - 1))
-    for i in range(record, min(record + count, len(records))):
+    if html is not None:
+        asked = {"source": source, "stage": stage, "first": record, "count": count or 50}
+        return _write_samples(read, html, **asked, trust_files=trust_files)
+    if stage is not None:
+        raise UserError(NEEDS_HTML.at("--stage", got=f"`{stage}`, and no `--html`"))
+    prepared = prepare_bare(read, data=[source] if source else read.data, trust_files=trust_files)
+    raise_all(
+        NO_RECORD.at("--record", got=f"record {record} of {name}", last=len(records) - 1)
+        for name, records in prepared.sources.items()
+        if not 0 <= record < len(records)
+    )
+    for records in prepared.sources.values():
+        _show_records(prepared, records, range(record, min(record + (count or 3), len(records))))
+
+
+def _show_records(prepared: Prepared, records: Records, numbers: range) -> None:
+    """Prints records as the model reads them."""
+    from lmmkit.commands.support.token_pieces import pieces, tiles_text
+    from lmmkit.data.images import image_place
+
+    for i in numbers:
         sample = records[i]
         out.print(
             Text.assemble(
@@ -160,6 +185,20 @@ def show(
                 "bold green" if supervised else "dim",
             )
         out.print(line)
+
+
+def _write_samples(read: Recipe, to: Path, **asked: Any) -> None:
+    """Writes the page of samples as a stage trains on them."""
+    from lmmkit.report.data_page import data_page
+    from lmmkit.report.write_page import place_page, require_place
+
+    require_place(to)
+    written = place_page(data_page(read, **asked), to)
+    out.print(
+        f"{written.path}: {written.size / 1e6:.2f} MB, one file that loads nothing; open it in a browser"
+    )
+    for line in written.warnings:
+        out.print(f"marked on the page: {line}")
 
 
 @app.command()

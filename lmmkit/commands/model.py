@@ -38,7 +38,7 @@ app = typer.Typer(no_args_is_help=True, help="Import, export and describe models
 @reporting
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A llava-hf, LLaVA, decoder or encoder folder.")
+        Path, typer.Argument(metavar="SRC", help="A llava-hf, llava-next, LLaVA, decoder or encoder folder.")
     ],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The model folder to write; new.")],
     vision: Annotated[Path | None, typer.Option(help="A folder with the encoder that SRC lacks.")] = None,
@@ -67,7 +67,7 @@ def export(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new.")],
     kind: Annotated[
-        Literal["llava-hf", "llava", "lmmkit", "peft"],
+        Literal["llava-hf", "llava-next", "llava", "lmmkit", "peft"],
         typer.Option("--format", help="The format of the folder; peft: only the last stage's LoRA."),
     ] = "llava-hf",
     dtype: Annotated[
@@ -81,7 +81,7 @@ def export(
         typer.Option("--verify", help="Open the folder with transformers, and compare it with the model."),
     ] = False,
 ) -> None:
-    """Write a model in a public format; `llava-hf` opens in transformers."""
+    """Write a model in a public format; `llava-hf` and, with tiles, `llava-next` open in transformers."""
     with working(STARTING):
         from lmmkit.import_export import HELD, export_model
         from lmmkit.verify_export import require_equal, require_transformers, verify_export

@@ -192,6 +192,12 @@ def renormalise(pixels_CXY: Tensor, spec: ImageSpec, to: ImageSpec) -> Tensor:
     return (pixels_CXY * std + (mean - to_mean)) / to_std
 
 
+def natural(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
+    """Returns preprocessed pixels as RGB in 0..1."""
+    mean, std = (constant.to(pixels_CXY) for constant in _constants(spec.mean, spec.std))
+    return (pixels_CXY * std + mean).clamp(0, 1)
+
+
 @dataclass(frozen=True)
 class Blank:
     """Describes an edit that replaces the image by one colour: the `mean` colour (zeros), or `black`."""

@@ -52,6 +52,20 @@ NO_RECORD = Code(
     "data/no-record", cause="The source has no record of this number.",
     expected="a number from 0 to {last}", hint="Name a record in this range.",
 )
+NO_STAGE = Code(
+    "data/unknown-stage", cause="`--stage` names a stage that the recipe does not have.",
+    expected="a stage of the recipe", hint="{nearest}",
+)
+NOT_TRAINED = Code(
+    "data/not-trained",
+    cause="`lmmkit data show --html` shows samples as a stage trains on them, and it does not train on this source.",
+    expected="one of {known}, with a stage that trains on it",
+    hint="Name another source or stage; without a source, the page has the first samples of the stage.",
+)
+NEEDS_HTML = Code(
+    "data/needs-html", cause="`--stage` was given to `lmmkit data show` without `--html`, which alone shows a stage.",
+    expected="`--html FILE`", hint="Add `--html FILE`, or leave `--stage` out.",
+)
 NO_SOURCE = Code(
     "data/unknown-source", cause="The recipe has no data source of this name.",
     expected="a source of the recipe", hint="{nearest}",
@@ -185,6 +199,10 @@ NO_WEBDATASET = Code(
 ORDER = Code(
     "records/turn-order", cause="The turns of a record do not alternate between questions and answers.",
     expected="questions and answers in alternation", hint="Join or split the turns.",
+)
+OFFICIAL_ENTRY = Code(
+    "records/official-entry", cause="An entry of a COCO or VQA file has no usable id, or does not fit the other entry "
+    "of its record.", expected="{expected}", hint="Correct or remove the entry, or use the files of one version.",
 )
 OTHER_FORM = Code(
     "records/other-form", cause="A record has another form than LLaVA's.",

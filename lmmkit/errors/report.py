@@ -30,5 +30,5 @@ GRID_AND_RUNS = Code(
 )
 NOT_HTML = Code(
     "report/out", cause="The page would be written over a file that is no HTML page, or a folder.",
-    expected="a new file, or a page to replace", hint="Name another file: `lmmkit report RUN... --out report.html`.",
+    expected="a new file, or a page to replace", hint="Name another file, such as `report.html`.",
 )

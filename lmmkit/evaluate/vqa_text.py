@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
-ASK_SHORT = "Answer the question using a single word or phrase."
+from lmmkit.data.sources.joined.official_forms import ASK_SHORT as ASK_SHORT
+
 _NUMBERS = {
     "zero": "0", "none": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from PIL import Image as Pil
 from torch import Tensor
@@ -107,6 +108,20 @@ class ChatModel:
             input_ids, pixel_values, max_new_tokens=max_new_tokens, attention_mask=attention_mask,
             eos_token_id=eos_token_id,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def prompt_logits(self, views: Sequence[View]) -> list[Tensor]:
+        """Returns the next-token logits at each row of the prompts of these views, [T, V] each. Images may have any
+        shape, and the model may need learned tokens.
+
+        Raises `UserError` for a prompt that is longer than the context, and for an image that cannot be read.
+        """
+        samples = [self.packer.sized([LaidOut(view, self.fitting(view, 0))]) for view in views]
+        batch, paths = self.packer.without_terms().pack(samples, read_images(samples, self.reader))
+        batch, lmm = replace(batch, last=batch.attention).to(self.device), self.objective.lmm
+        out = lmm(batch, self.objective.tokens(batch))
+        rows = [torch.from_numpy(np.ascontiguousarray(path)).to(self.device) for path in paths]
+        return [lmm.logits(out.at(row_T)) for row_T in rows]
 
     def _require_plain(self) -> None:
         fit = self.prepared.recipe.model.chat.image_fit

@@ -313,4 +313,6 @@ def open_source(recipe: Recipe, name: str) -> Records:
         images=None if section.images is None else recipe.path(section.images),
         template=section.template, image_fit=section.image_fit,
         bad_records=Policy(section.bad_records, section.bad_share), columns=section.mapped(),
+        official=section.official,
+        annotations=None if section.annotations is None else recipe.path(section.annotations),
     )  # fmt: skip

@@ -31,14 +31,22 @@ class Source:
     run at a bad record. `skip` replaces it by another record, for at most `bad_share` of the records, or ten.
     """
 
-    kind: Literal["llava", "messages", "webdataset"]
+    kind: Literal["llava", "messages", "webdataset", "coco", "vqa"]
     records: k.Text
-    images: k.Text | None = None  # for `llava` and `messages`
+    images: k.Text | None = None  # not for `webdataset`
     template: TemplateName
     image_fit: Fit
     bad_records: Literal["error", "skip"] = "error"
     bad_share: k.Below1 = 0.001
     columns: Columns = field(default_factory=Columns, repr=False)
+    annotations: k.Text | None = field(
+        default=None, repr=False
+    )  # for `vqa`: the answers to the questions in `records`
+
+    @property
+    def official(self) -> str | None:
+        """Returns the kind if its files are official ones, which join two lists."""
+        return self.kind if self.kind in ("coco", "vqa") else None
 
     def mapped(self) -> dict[str, str] | None:
         """Returns the columns that have a name in the recipe; None if the kind is not `messages`."""

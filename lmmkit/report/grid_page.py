@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lmmkit.runs.files import read_json
 GRID, FORMAT = "ablation.json", 1
 LEVEL = 0.05
 COSTS = {"steps": "steps", "tokens": "tokens", "cpu_seconds": "CPU time", "wall_seconds": "wall time"}
-HEAD = {"grid": str, "base": str, "equal": list, "measures": dict, "arms": list, "seeds": list}
+HEAD = {"grid": str, "file": str, "base": str, "equal": list, "measures": dict, "arms": list, "seeds": list}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +92,19 @@ def grid_page(path: Path) -> Page:
         "grid", {"curves": [], "samples": []}, title=title, grid=grid, blocks=blocks, measures=measures, shares=shares,
         head=_head(blocks, measures[0]), notes=_notes(blocks), warnings=warnings, cost_names=COSTS,
         seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=_listed(grid.get("roots")),
-        runs=_runs(grid["arms"]),
+        runs=_runs(grid["arms"]), command=_command(grid, file.resolve()),
     )  # fmt: skip
     return Page(text=text, warnings=warnings)
+
+
+def _command(grid: Mapping[str, Any], file: Path) -> str:
+    """Returns the command that makes the grid again, or continues it if the runs are still there."""
+    roots = [word for root in _listed(grid.get("roots")) for word in ("--root", str(root))]
+    grids = file.parent.parent
+    store = (
+        ["--runs", str(grids.parent)] if grids.name == "grids" else []
+    )  # else it was copied out of its store
+    return shlex.join(["lmmkit", "ablate", grid["file"], *roots, *store])
 
 
 def _block(grid: Mapping[str, Any], equal: str, measures: Sequence[str]) -> GridBlock | None:

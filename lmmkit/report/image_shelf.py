@@ -52,9 +52,14 @@ def small_webp(path: Path) -> str | None:
         with Image.open(path) as image:
             image.draft("RGB", (2 * SIDE, 2 * SIDE))
             small = image.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
-        out = io.BytesIO()
-        small.save(out, "WEBP", quality=QUALITY, method=3)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
+    return webp_uri(small)
+
+
+def webp_uri(image: Image.Image, *, lossless: bool = False) -> str:
+    """Returns an RGB image, made smaller than `SIDE`, as a data URI."""
+    image.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=QUALITY, method=3, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

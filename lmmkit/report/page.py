@@ -17,8 +17,13 @@ from markupsafe import Markup
 from lmmkit.report import wording
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = {"runs": ("base.js", "curves.js", "samples.js"), "grid": ("base.js",)}
-STYLES = ("base.css", "sections.css", "narrow.css")
+SCRIPTS = {
+    "runs": ("base.js", "curves.js", "samples.js"),
+    "grid": ("base.js",),
+    "data": ("base.js", "data.js"),
+}
+STYLES = dict.fromkeys(("runs", "grid"), ("base.css", "sections.css", "narrow.css"))
+STYLES["data"] = ("base.css", "narrow.css", "data.css")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +35,8 @@ class Page:
 
 
 def render(kind: str, data: Mapping[str, Any], **values: Any) -> str:
-    """Returns a page. `kind`: of template, "runs" or "grid"; `data`: for its scripts."""
-    style = "".join(_file(name) for name in STYLES)
+    """Returns a page. `kind`: of template, "runs", "grid" or "data"; `data`: for its scripts."""
+    style = "".join(_file(name) for name in STYLES[kind])
     theme, script = _file("theme.js"), "".join(_file(name) for name in SCRIPTS[kind])
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(theme)} {_hash(script)}; "

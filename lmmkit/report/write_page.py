@@ -31,14 +31,24 @@ def write_page(paths: Sequence[Path], to: Path, *, on: str | None = None) -> Wri
     Raises `UserError` for a bad run or grid, and for a place with another file; `MachineError` if the file cannot be
     written.
     """
-    if to.is_dir() or (to.exists() and not _is_page(to)):
-        raise UserError(
-            NOT_HTML.at(str(to), got="a folder" if to.is_dir() else "a file that is no HTML page")
-        )
+    require_place(to)
     grids = [path for path in paths if path.name == GRID or (path / GRID).is_file()]
     if grids and len(paths) > 1:
         raise UserError(GRID_AND_RUNS.at(str(grids[0]), got=f"a grid among {len(paths)} names"))
     page: Page = grid_page(grids[0]) if grids else runs_page(paths, on=on)
+    return place_page(page, to)
+
+
+def require_place(to: Path) -> None:
+    """Raises `UserError` unless a page may be written to `to`: a new file, or a page to replace."""
+    if to.is_dir() or (to.exists() and not _is_page(to)):
+        raise UserError(
+            NOT_HTML.at(str(to), got="a folder" if to.is_dir() else "a file that is no HTML page")
+        )
+
+
+def place_page(page: Page, to: Path) -> Written:
+    """Writes a page to a file, whole or not at all."""
     to.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(to, page.text)
     return Written(path=to, size=to.stat().st_size, warnings=page.warnings)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +13,10 @@ from lmmkit import build
 from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
-from lmmkit.recipe import dump, to_mapping
+from lmmkit.recipe import dump, section_mapping, to_mapping
 from lmmkit.training.distributed import fsdp
 from lmmkit.training.run_context import RunContext
 from lmmkit.weights import model_folder
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 def save_model(
@@ -36,7 +32,7 @@ def save_model(
         "plugins": {name: prepared.instances.origin(name) for name in sorted(plan.active)},
         "inference_plugins": list(plan.inference_plugins),
         "root": str(Path(prepared.recipe.root).resolve()),
-        "chat": vars_of(prepared.recipe.model.chat),
+        "chat": section_mapping(prepared.recipe.model.chat),
         "model": to_mapping(prepared.recipe)["model"],
         "eos": list(prepared.end_ids.eos),
         **({} if prepared.end_ids.pad is None else {"pad": prepared.end_ids.pad}),
@@ -85,8 +81,3 @@ def merged_tensors(objective: Objective) -> dict[str, Tensor]:
     merged = {f"lmm.decoder.{name}": tensor for name, tensor in lora.merged(objective.lmm.decoder).items()}
     tensors = model_folder.unique_tensors(objective)
     return {name: merged.get(name, t) for name, t in tensors.items() if f".{lora.CHILD}." not in name}
-
-
-def vars_of(section: DataclassInstance) -> Mapping[str, object]:
-    """Returns a recipe section as a plain mapping."""
-    return {field.name: getattr(section, field.name) for field in fields(section)}

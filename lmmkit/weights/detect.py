@@ -57,6 +57,7 @@ LLAVA_HF: Spelling = (
     (r"language_model\.model\.|model\.language_model\.", "text.model."),
     (r"language_model\.lm_head\.|lm_head\.", "text.lm_head."),
 )
+NEXT_SIZES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # of a config that names none
 LLAVA_NEXT: Spelling = ((r"(?:model\.)?image_newline$", "connector.newline"), *LLAVA_HF)
 LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
     (r"base_model\.model\.model\.mm_projector\.0\.", "connector.linear_1."),
@@ -314,9 +315,7 @@ def _llava_next(folder: Path, config: Config, feature_layer: int | None) -> Pret
     found = _llava_hf(folder, config, feature_layer)
     assert found.vision is not None, "a llava-hf folder has an encoder"
     side = found.vision.section.image_size
-    sizes = config.values.get("image_grid_pinpoints")
-    if sizes is None:
-        return replace(found, kind="llava-next", spelling=LLAVA_NEXT, tiles=AnyResFit(kind="anyres"))
+    sizes = config.values.get("image_grid_pinpoints", NEXT_SIZES)
     good = isinstance(sizes, list) and all(
         isinstance(size, list)
         and len(size) == 2

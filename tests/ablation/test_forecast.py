@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 
 import pytest
 
-from lmmkit.ablation.forecast import LeftCommand, ProcessCost, forecast, makespan, slowed, task_counts
+from lmmkit.ablation.forecast import (
+    LeftCommand,
+    ProcessCost,
+    forecast,
+    makespan,
+    seconds_alone,
+    slowed,
+    task_counts,
+)  # fmt: skip
 from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Store
 from lmmkit.ablation.trial import StepCost
@@ -61,6 +70,17 @@ def runs_of(steps):
         )
         for run in last
     ]
+
+
+def test_a_process_is_not_faster_alone_than_its_threads_allow():
+    full = len(os.sched_getaffinity(0))
+    slow = seconds_alone(cpu=10, wall=60, load=3 * full - 1, threads=1)
+    assert slow == pytest.approx(2.0), (
+        "three times as many processes as cores, and twice the CPU time beside that"
+    )
+    assert seconds_alone(cpu=10, wall=11, load=3 * full - 1, threads=1) == 1.0, "it had priority"
+    assert seconds_alone(cpu=10, wall=11, load=3 * full - 1, threads=2) == 0.5
+    assert seconds_alone(cpu=0, wall=0, load=0, threads=1) == 1.0
 
 
 def test_a_shared_stage_is_counted_once_and_what_is_done_not_at_all(tmp_path):

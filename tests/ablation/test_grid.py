@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lmmkit.ablation.arms import read_arms
@@ -84,3 +86,9 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path):
     for text in ("", "- a\n", "a: [\n", "a: &x 1\n"):
         path.write_text(text)
         assert all(problem.where.startswith(str(path)) for problem in problems(path))
+
+
+def test_a_shipped_grid_is_named_as_the_command_names_it(tmp_path):
+    assert read_grid(Path("small/guided")).argument == "small/guided"
+    path = write_grid(tmp_path, tmp_path, GRID)
+    assert read_grid(path).argument == str(path)

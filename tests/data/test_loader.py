@@ -93,7 +93,7 @@ def run(way):
         ("files", "data/step-refused", "Too many open files"),
         ("memory", "data/step-refused", "MemoryError: no room for an image"),
         pytest.param("unsendable", "data/worker-died", "could not send a step", marks=pytest.mark.slow),
-        ("kill", "data/worker-died", "killed by SIGKILL"),
+        pytest.param("kill", "data/worker-died", "killed by SIGKILL", marks=pytest.mark.slow),
         pytest.param("bus", "data/worker-died", "killed by SIGBUS", marks=pytest.mark.slow),
     ],
 )

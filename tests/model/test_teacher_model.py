@@ -20,7 +20,7 @@ from tests.support import dense_views, paper_objective, preference
 from tests.support.all_gradients import all_gradients, assert_alike
 from tests.support.fake_cuda import fake_cuda, gradients
 from tests.support.hf_weights import scramble
-from tests.support.plain_twins import off
+from tests.support.plain_twins import TWIN_CASES, off
 from tests.support.preference import SAMPLES, TASK
 from tests.support.tiny_model import TEXT, pack, pixels, tiny_lmm
 
@@ -123,8 +123,7 @@ def assert_twin(made, samples, batch, limit: float, least: int = 20) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("dtype", "limit", "share"), TWIN_CASES)
 def test_packed_rows_have_the_losses_of_every_view_alone(recompute, share, dtype, limit):
     made, samples, batch = made_and_batch(dtype, share=share)
     build.set_layers(made, Speed(recompute=recompute))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from html import unescape
 
 import pytest
 
@@ -79,12 +81,22 @@ def test_a_grid_without_any_run_has_a_page(tmp_path):
         {"measures": {}},
         {"equal": "steps"},
         {"grid": None},
+        {"file": None},
         {"seeds": []},
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, changes):
     with pytest.raises(UserError, match="report/damaged-grid"):
         grid_page(write_ablation(tmp_path, **changes))
+
+
+def test_the_command_that_makes_it_again_names_its_data_and_its_store(tmp_path):
+    folder = tmp_path / "grids" / "tokens"
+    folder.mkdir(parents=True)
+    for path, store in ((folder, ["--runs", str(tmp_path)]), (tmp_path, [])):
+        text = unescape(grid_page(write_ablation(path)).text)
+        (command,) = re.findall(r'id="commands">(.*?)</pre>', text)
+        assert shlex.split(command) == ["lmmkit", "ablate", "my grids/tokens.yaml", "--root", "data", *store]
 
 
 def test_a_file_that_is_no_json_is_refused(tmp_path):

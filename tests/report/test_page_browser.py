@@ -13,24 +13,10 @@ from lmmkit.report.runs_page import runs_page
 from lmmkit.report.write_page import write_page
 from tests.report.test_runs_page import EVIL
 from tests.support.ablation_file import write_ablation
+from tests.support.browser import BARE, LOW_CONTRAST, SIDEWAYS, TWICE, WIDTHS, OpenPage, opened_chromium
 from tests.support.run_folders import change_answer, make_pair
 
 pytestmark = pytest.mark.browser
-WIDTHS = (320, 390, 600, 820, 1024, 1280, 1920)
-LOW_CONTRAST = """() => {
-  const light = c => { const m = c.match(/[\\d.]+/g).map(Number).slice(0, 3).map(v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4 }); return .2126 * m[0] + .7152 * m[1] + .0722 * m[2] };
-  const ground = e => { while (e) { const c = getComputedStyle(e).backgroundColor; if (!/rgba\\(.*, 0\\)|transparent/.test(c)) return c; e = e.parentElement } return getComputedStyle(document.body).backgroundColor };
-  const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement;
-    if (!walk.currentNode.textContent.trim() || /SCRIPT|STYLE|NOSCRIPT|OPTION|title/.test(e.tagName)) continue;
-    const svg = e instanceof SVGElement, colour = getComputedStyle(e)[svg ? 'fill' : 'color'];
-    if (colour === 'none') continue;
-    const a = light(colour), b = light(ground(svg ? e.closest('svg').parentElement : e)), ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) found.push([e.tagName, walk.currentNode.textContent.slice(0, 20), ratio.toFixed(2)]);
-  }
-  return found;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +31,11 @@ def page_file(pair, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def chromium():
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium on this machine (apt install chromium)")
-    with api.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    yield from opened_chromium()
 
 
-class Tab:
-    """A page in the browser with the messages and requests that it made."""
-
-    def __init__(self, chromium, file: Path, *, width: int = 1280, address: str = "", **options):
-        self.context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
-        self.page = self.context.new_page()
-        self.messages: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self.page.on(
-            "request",
-            lambda request: None if request.url.startswith("data:") else self.requests.append(request.url),
-        )
-        self.page.goto(file.as_uri() + address)
+class Tab(OpenPage):
+    """The page of runs in the browser."""
 
     def count(self) -> int:
         return int((self.page.text_content("#f-count") or "").split(" of ")[0].replace(",", ""))
@@ -263,7 +227,7 @@ def test_text_has_contrast(chromium, page_file, scheme):
 def test_no_width_scrolls_sideways(chromium, page_file):
     for width in WIDTHS:
         tab = Tab(chromium, page_file, width=width)
-        assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, width
+        assert tab.page.evaluate(SIDEWAYS) <= 0, width
         tab.context.close()
 
 
@@ -289,11 +253,9 @@ def test_print_shows_all_tables_in_light(chromium, page_file):
 
 
 def test_controls_have_names_images_have_texts_and_ids_are_unique(tab):
-    bare = "[...document.querySelectorAll('button,select,input')].filter(e => !(e.textContent.trim() || e.ariaLabel || e.labels?.length)).length"
-    assert tab.page.evaluate(bare) == 0
+    assert tab.page.evaluate(BARE) == 0
     assert tab.page.evaluate("document.querySelectorAll('img:not([alt])').length") == 0
-    twice = "(() => { const ids = [...document.querySelectorAll('[id]')].map(e => e.id); return ids.filter((id, i) => ids.indexOf(id) !== i) })()"
-    assert tab.page.evaluate(twice) == []
+    assert tab.page.evaluate(TWICE) == []
 
 
 def test_hostile_text_stays_text(chromium, pair, tmp_path):
@@ -314,7 +276,7 @@ def test_many_runs_and_a_single_one_work(chromium, pair, tmp_path):
         for width in (390, 1280):
             tab = Tab(chromium, _written(runs_page(runs), tmp_path), width=width)
             assert tab.messages == [] and tab.count() == 120
-            assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            assert tab.page.evaluate(SIDEWAYS) <= 0
             tab.context.close()
 
 
@@ -340,7 +302,7 @@ def test_the_page_of_a_grid(chromium, tmp_path):
         tab.context.close()
     for width in WIDTHS:
         tab = Tab(chromium, file, width=width)
-        assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, width
+        assert tab.page.evaluate(SIDEWAYS) <= 0, width
         tab.context.close()
 
 

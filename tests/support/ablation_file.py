@@ -19,7 +19,7 @@ def write_ablation(folder: Path, **changes: object) -> Path:
 def ablation() -> dict:
     """Returns the content."""
     return {
-        "format": 1, "grid": "tokens", "base": "recipes/a.yaml", "variants": list(GAINS)[1:], "seeds": list(SEEDS),
+        "format": 1, "grid": "tokens", "file": "my grids/tokens.yaml", "base": "recipes/a.yaml", "variants": list(GAINS)[1:], "seeds": list(SEEDS),
         "roots": ["data"], "branch": None, "equal": ["steps", "time"], "interval": "seeds",
         "measures": {"accuracy": "answers.accuracy", "loss": "terms.next_token"},
         "arms": [_arm(name, equal) for equal in ("steps", "time") for name in GAINS],

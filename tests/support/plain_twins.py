@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit.model.decoder import Decoder
+
+TWIN_CASES = [  # data type, largest relative difference, and whether views share their prefix
+    (torch.float64, 1e-12, True), (torch.float64, 1e-12, False), (torch.float32, 5e-6, True),
+    pytest.param(torch.float32, 5e-6, False, marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, see_TT: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -9,14 +9,16 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image as Pil
+from safetensors.torch import load_file, save_file
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model
+from lmmkit.verify_export import require_equal, verify_export
 from tests.support import chat_folders, hf_model_folders
 from tests.support.plain_twins import show
 
@@ -48,20 +50,31 @@ def paths(tmp_path_factory):
     return [str(there / f"{i}.png") for i in range(len(SIZES))]
 
 
-def packed(ours, groups):
-    """Returns the batch of one question about each group of images, and the rows of every prompt."""
+def views_of(ours, groups, question="5 cats"):
+    """Returns a view for each group of images, with a question that has them between its words."""
     chat = ours.prepared.recipe.model.chat
-    samples = [
-        Sample(
+    return [
+        View(sample=Sample(
             key=str(i), template=chat.template, image_fit=chat.image_fit, images=tuple(map(Image, group)),
-            turns=(Turn("user", "a mat and a cat", images=len(group)),),
-        )
+            turns=read_prompt([Turn("user", f"a mat{question.join([' <image> '] * len(group))}and a cat")], len(group)),
+        ))
         for i, group in enumerate(groups)
     ]  # fmt: skip
-    members = [LaidOut(view, ours.views.prompt(view)) for view in (View(sample=s) for s in samples)]
-    sized = [ours.packer.sized([member]) for member in members]
-    batch, paths = ours.packer.pack(sized, read_images(sized, ours.reader))
-    return batch, paths, members
+
+
+def ids_of(ours, theirs, view):
+    """Returns the ids of a prompt, with one for each row of an image."""
+    return [
+        i for span in ours.views.prompt(view) for i in (span.ids or [theirs.config.image_token_id] * span.n)
+    ]
+
+
+def processor():
+    return LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=PINPOINTS,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +85,12 @@ def both(folder, paths):
         hf.LlavaNextForConditionalGeneration.from_pretrained(folder),
     )
     groups = [[path] for path in paths] + [paths[:3], [paths[5], paths[3]]]
-    batch, rows, members = packed(ours, groups)
-    lmm = ours.objective.lmm
-    with torch.no_grad():
-        projected = lmm.project(lmm.encode(batch.pixels_ICXY))
-        x_TD = lmm.rows(batch, projected, ours.objective.tokens(batch))
-        out = lmm.decode(
-            x_TD, batch.forest.pos_T, lmm.attention_fns(batch.attention, batch.attention, x_TD.device)
-        )
-        logits_TV = lmm.logits(out.hidden_WD)
-    processor = LlavaNextImageProcessorPil(
-        size={"shortest_edge": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
-        image_grid_pinpoints=PINPOINTS,
-    )
+    views = views_of(ours, groups)
     found = []
-    for group, member, path in zip(groups, members, rows, strict=True):
-        ids = [i for span in member.layout for i in (span.ids or [theirs.config.image_token_id] * span.n)]
-        inputs = processor([Pil.open(p) for p in group], return_tensors="pt")
+    for group, view, own in zip(groups, views, ours.prompt_logits(views), strict=True):
+        inputs = processor()([Pil.open(p) for p in group], return_tensors="pt")
         with torch.no_grad():
-            want = theirs.eval()(input_ids=torch.tensor([ids]), **inputs).logits[0]
-        own = logits_TV[torch.from_numpy(np.ascontiguousarray(path))]
+            want = theirs.eval()(input_ids=torch.tensor([ids_of(ours, theirs, view)]), **inputs).logits[0]
         found.append((own[:, : want.shape[1]], want))
     return found
 
@@ -118,7 +116,7 @@ def test_sizes_that_are_no_whole_tiles_are_refused(folder, tmp_path, pinpoints):
         lmmkit.load(tmp_path, device="cpu")
 
 
-def test_an_imported_folder_answers_alike_and_is_not_exported_without_its_tiles(folder, paths, tmp_path):
+def test_an_imported_folder_answers_alike_and_is_exported_with_its_tiles(folder, paths, tmp_path):
     import_model(folder, tmp_path / "ours")
     public, ours = lmmkit.load(folder, device="cpu"), lmmkit.load(tmp_path / "ours", device="cpu")
     assert ours.prepared.recipe.model.chat.image_fit == public.prepared.recipe.model.chat.image_fit
@@ -128,23 +126,48 @@ def test_an_imported_folder_answers_alike_and_is_not_exported_without_its_tiles(
     for kind in ("llava-hf", "llava"):
         with pytest.raises(UserError, match="cut into tiles"):
             export_model(tmp_path / "ours", tmp_path / kind, kind)
+    export_model(tmp_path / "ours", tmp_path / "out", "llava-next")
+    old, new = (load_file(each / "model.safetensors") for each in (folder, tmp_path / "out"))
+    assert old.keys() == new.keys()
+    assert all(torch.equal(tensor, new[name][: len(tensor)]) for name, tensor in old.items())
     with pytest.raises(UserError) as error:
         ours.logits(torch.tensor([[1, 2]]))
     assert [p.code for p in error.value.problems] == ["plan/tiles"]
 
 
+def test_an_export_is_verified_and_a_lost_newline_row_or_grid_is_found(folder, tmp_path):
+    import_model(folder, tmp_path / "ours")
+    for kind in ("llava-next", "lmmkit"):
+        export_model(tmp_path / "ours", tmp_path / kind, kind)
+        found = verify_export(tmp_path / "ours", tmp_path / kind, kind)
+        require_equal(tmp_path / kind, found)
+        assert {"tensors", "logits", "answer to an image"} <= {each.what for each in found if each.equal}
+    out = tmp_path / "llava-next"
+    assert json.loads((out / "config.json").read_text())["image_grid_pinpoints"] == PINPOINTS
+    state = load_file(out / "model.safetensors")
+    save_file(
+        {n: t + ("newline" in n) for n, t in state.items()}, out / "model.safetensors", {"format": "pt"}
+    )
+    images = json.loads((out / "preprocessor_config.json").read_text())
+    images["image_grid_pinpoints"] = PINPOINTS[:1]
+    (out / "preprocessor_config.json").write_text(json.dumps(images))
+    wrong = {e.what for e in verify_export(tmp_path / "ours", out, "llava-next") if e.equal is False}
+    assert {"tensors", "logits", "pixels", "answer to an image"} <= wrong
+
+
+def test_a_model_without_tiles_is_no_llava_next(tmp_path):
+    import_model(chat_folders.llava(tmp_path / "hf", "llama", "pieces"), tmp_path / "ours")
+    with pytest.raises(UserError, match="images cut into tiles"):
+        export_model(tmp_path / "ours", tmp_path / "out", "llava-next")
+
+
 def test_answers_are_those_of_transformers(folder, paths):
     ours = lmmkit.load(folder, device="cpu")
     theirs = hf.LlavaNextForConditionalGeneration.from_pretrained(folder).eval()
-    processor = LlavaNextImageProcessorPil(
-        size={"shortest_edge": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
-        image_grid_pinpoints=PINPOINTS,
-    )
     for group in (paths[:1], [paths[2], paths[3]]):
-        _, _, (member,) = packed(ours, [group])
-        ids = [i for span in member.layout for i in (span.ids or [theirs.config.image_token_id] * span.n)]
-        inputs = processor([Pil.open(p) for p in group], return_tensors="pt")
+        (view,) = views_of(ours, [group])
+        ids = ids_of(ours, theirs, view)
+        inputs = processor()([Pil.open(p) for p in group], return_tensors="pt")
         new = theirs.generate(
             input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
             max_new_tokens=8, do_sample=False, **inputs,
@@ -152,4 +175,4 @@ def test_answers_are_those_of_transformers(folder, paths):
         ends = {ours.prepared.tokenizer.eos}
         new = new[: next((i for i, token in enumerate(new) if token in ends), len(new))]
         want = ours.prepared.tokenizer.decode(new).strip()
-        assert ours.reply("a mat and a cat", group, max_new_tokens=8) == want
+        assert ours.reply(view.sample.turns, group, max_new_tokens=8) == want

@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from lmmkit.ablation.arms import Arm
-from lmmkit.ablation.forecast import ProcessCost, slowed
+from lmmkit.ablation.forecast import ProcessCost, seconds_alone
 from lmmkit.ablation.stage_runs import ArmOnData, grid_runs
 from lmmkit.ablation.store import Store
 from lmmkit.ablation.trial import StepCost, base_shapes
@@ -62,7 +62,7 @@ def process_cost(
         train=max(0.0, sum(beside) / len(beside)),
         evaluate=max(0.0, evaluation.cpu_seconds - ratio * sum(results[task]["seconds"] for task in run.questions)),
         tasks={task: ratio * results[task]["seconds"] / _count(results[task]) for task in run.questions},
-        wall=wall / max(cpu, 1e-9) / slowed(load + 1),
+        wall=seconds_alone(cpu=cpu, wall=wall, load=load, threads=base.recipe.speed.threads or 1),
     )  # fmt: skip
     write_json_atomic(path, asdict(found))
     shutil.rmtree(aside.root)

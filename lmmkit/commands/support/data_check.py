@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from lmmkit.commands.support.common import refused_file
 from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.sources.bad_records import BadRecord, Policy
-from lmmkit.data.sources.indexed_records import Indexing
+from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.records import LISTED, Records, open_indexed, records_size
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
@@ -78,16 +78,9 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
         if len(first) < LISTED:
             first.append(bad.problem())
 
-    path, images = recipe.path(section.records), section.images and recipe.path(section.images)
-    size = records_size(path, images or None, messages=section.kind == "messages")
     begin = time.perf_counter()
     try:
-        with working(f"{name}: records", size) as move:
-            indexing = Indexing(
-                template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move,
-                columns=section.mapped(),
-            )  # fmt: skip
-            indexed = open_indexed(path, images or None, indexing)
+        indexed = index_source(recipe, name, f"{name}: records", rebuild=True, on_bad_record=on_bad_record)
     except UserError as error:
         for p in error.problems:
             report.add(name, BadRecord.of(p, (p.where, 0, 0)))
@@ -108,6 +101,25 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     seconds = round(between - begin, 3), round(time.perf_counter() - between, 3)
     counts = meta["records"], meta["bad_records"], image_count, bad_images
     return {**dict(zip(FIGURES, (*counts, *seconds), strict=True)), "notes": records.notes}
+
+
+def index_source(recipe: Recipe, name: str, title: str, **how: Any) -> IndexedRecords:
+    """Returns the index of a source, however many of its records are bad, and shows the pass over its files as a task.
+
+    `how`: further fields of `Indexing`. Raises `UserError` for a file that cannot be read.
+    """
+    section = recipe.data[name]
+    path, images, annotations = (
+        recipe.path(each) if each is not None else None
+        for each in (section.records, section.images, section.annotations)
+    )
+    assert path is not None, "the schema requires `records`"
+    indexing = Indexing(
+        template=section.template, columns=section.mapped(), official=section.official, annotations=annotations,
+        **how,
+    )  # fmt: skip
+    with working(title, records_size(path, images, indexing)) as move:
+        return open_indexed(path, images, replace(indexing, progress=move))
 
 
 def _check_images(

@@ -11,16 +11,16 @@ import numpy as np
 
 from lmmkit.api.layout import row_count, truncate
 from lmmkit.api.sample import Image, Sample, View
+from lmmkit.commands.support.data_check import index_source
 from lmmkit.data.images import check_header
 from lmmkit.data.pipeline import LOST
 from lmmkit.data.sources.bad_records import record_place
-from lmmkit.data.sources.indexed_records import Indexing
-from lmmkit.data.sources.records import Records, open_indexed, records_size
+from lmmkit.data.sources.records import Records
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.data import RECORDS_EMPTY, RECORDS_PATH
 from lmmkit.plan.prepare import prepare_bare
-from lmmkit.progress import counted, working
+from lmmkit.progress import counted
 from lmmkit.recipe import Recipe
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
@@ -163,17 +163,13 @@ def _opened(recipe: Recipe, names: Sequence[str]) -> Mapping[str, Records]:
     opened, problems = {}, list[Problem]()
     for name in names:
         section = recipe.data[name]
-        path, images = recipe.path(section.records), section.images and recipe.path(section.images)
-        size = records_size(path, images or None, messages=section.kind == "messages")
         try:
-            with working(f"{name}: reading records", size) as move:
-                indexing = Indexing(template=section.template, progress=move, columns=section.mapped())
-                indexed = open_indexed(path, images or None, indexing)
+            indexed = index_source(recipe, name, f"{name}: reading records")
         except UserError as error:
             problems += error.problems
             continue
         if not indexed.index.meta["records"]:
-            problems.append(RECORDS_EMPTY.at(str(path), got="no records"))
+            problems.append(RECORDS_EMPTY.at(str(indexed.path), got="no records"))
         opened[name] = Records(
             name=name, template=section.template, image_fit=section.image_fit, indexed=indexed
         )

@@ -39,13 +39,16 @@ _RECORD = np.dtype([("file", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("lin
 class Indexing:
     """Describes how a source is indexed. Without an index of its files, or with `rebuild`, one pass over the
     files makes it; it calls `on_bad_record` for every problem of every bad record, and `progress` with the
-    number of bytes read. `columns`: of a source of kind `messages`, the names of its columns."""
+    number of bytes read. `columns`: of a source of kind `messages`, the names of its columns. `official`: `coco` or
+    `vqa`, for a source of this kind; `annotations`: the second file of `vqa`."""
 
     template: str
     rebuild: bool = False
     on_bad_record: Callable[[BadRecord], None] = lambda bad: None
     progress: Callable[[int], None] = lambda size: None
     columns: Mapping[str, str] | None = None
+    official: str | None = None
+    annotations: Path | None = None
 
     def open(self, kind: str, path: Path, files: Sequence[Path], build: Callable[[], Index]) -> Index:
         """Returns the index of `files`, which `path` names. `build` makes the pass."""
@@ -171,12 +174,16 @@ class IndexedRecords(ABC):
     def record(self, i: int) -> RawRecord:
         """Reads good record i. Raises `UserError` if its file changed since it was indexed."""
         at = self.index.arrays["records"][i]
-        file = int(at["file"])
-        data, stat = self.files.read(file, int(at["offset"]), int(at["length"]))
+        raw = self.parsed(int(at["file"]), int(at["offset"]), int(at["length"]))
+        return raw._replace(index=int(at["number"]), line=int(at["line"]))
+
+    def parsed(self, file: int, offset: int, length: int) -> RawRecord:
+        """Returns the value at a place of file number `file`. Raises `UserError` if the file changed."""
+        data, stat = self.files.read(file, offset, length)
         if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"][file]:
             where = str(self.files.paths[file])
             raise UserError(RECORDS_CHANGED.at(where, got="another size or time of change"))
-        return parse_record(data, int(at["number"]), int(at["line"]))
+        return parse_record(data, 0, 0)
 
     def key(self, i: int, id_: str) -> str:
         """Returns the key of record i in its source: its id, plus the record number if the id is a repeat."""

@@ -63,38 +63,58 @@ def parse_record(data: bytes, index: int, line: int) -> RawRecord:
 
 
 def _items(window: Window) -> Iterator[RawRecord]:
-    parser, index = Parser(), 0
     if window.peek() != "[":
-        yield _wrong(window, 0, "a JSON list; JSONL is named .jsonl", "nothing")
+        yield wrong(window, 0, "a JSON list; JSONL is named .jsonl", "nothing")
         return
+    raw = None
+    for raw in read_list(window):
+        yield raw
+    if raw is None or raw.length:
+        yield from nothing_more(window, 0 if raw is None else raw.index + 1, "list")
+
+
+def read_list(window: Window) -> Iterator[RawRecord]:
+    """Returns the items of the list at the window, and moves behind it. A broken item is the last; its length is 0."""
+    parser, index = Parser(), 0
     window.take(window.at + 1)
     closed = window.peek() == "]"
     while not closed:
-        start = window.line
-        try:
-            value, end, faults = window.value(parser)
-        except json.JSONDecodeError as error:
-            line = start + window.text.count("\n", window.at, error.pos)
-            before = window.column if error.lineno == 1 else 0
-            yield RawRecord(index, line, faults=(_broken(error, before),))
+        yield (raw := take_value(window, parser, index))
+        if not raw.length:
             return
-        no_surrogates, offset = _no_surrogates(window.text, window.at, end), window.offset
-        yield RawRecord(index, start, value, faults, offset, window.take(end), no_surrogates)
         index += 1
         after = window.peek()
         closed = after == "]"
         if not closed and after != ",":
-            yield _wrong(window, index, "`,` or `]` after a record", "the end of the file")
+            yield wrong(window, index, "`,` or `]` after a record", "the end of the file")
             return
         if not closed:
             window.take(window.at + 1)
             window.peek()
     window.take(window.at + 1)
+
+
+def take_value(window: Window, parser: Parser, index: int) -> RawRecord:
+    """Returns the value at the window, and moves behind it. A broken one has faults and no length."""
+    start = window.line
+    try:
+        value, end, faults = window.value(parser)
+    except json.JSONDecodeError as error:
+        line = start + window.text.count("\n", window.at, error.pos)
+        before = window.column if error.lineno == 1 else 0
+        return RawRecord(index, line, faults=(_broken(error, before),))
+    no_surrogates, offset = _no_surrogates(window.text, window.at, end), window.offset
+    return RawRecord(index, start, value, faults, offset, window.take(end), no_surrogates)
+
+
+def nothing_more(window: Window, index: int, what: str) -> Iterator[RawRecord]:
+    """Yields a record with a fault if anything follows."""
     if window.peek():
-        yield _wrong(window, index, "nothing after the list", "")
+        yield wrong(window, index, f"nothing after the {what}", "")
 
 
-def _wrong(window: Window, index: int, expected: str, at_end: str) -> RawRecord:
+def wrong(window: Window, index: int, expected: str, at_end: str) -> RawRecord:
+    """Returns a record whose fault is the text at the window."""
     got = repr(window.text[window.at : window.at + 20]) if window.text[window.at :] else at_end
     return RawRecord(index, window.line, faults=((got, expected),))
 

@@ -76,8 +76,9 @@ class JsonRecords(IndexedRecords):
 
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes this data from other data: file content, image names and sizes."""
+        files = (f"{path.stat().st_size} bytes, crc32 {file_crc32(path):08x}" for path in self.files.paths)
         return {
-            "records": f"{self.path.stat().st_size} bytes, crc32 {file_crc32(self.path):08x}",
+            "records": ", ".join(files),
             "images": self.names_and_sizes(),
         }
 

@@ -19,6 +19,7 @@ from lmmkit.api.sample import AnyRes, ImageFit, Sample
 from lmmkit.data.images import TiledRows, check_header
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
+from lmmkit.data.sources.joined.joined_records import open_joined
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import RecordParser
 from lmmkit.data.sources.tables.parquet_records import open_tables
@@ -108,20 +109,22 @@ class Records(Sequence[Sample]):
 
 def open_records(
     name: str, *, records: Path, images: Path | None, template: str, image_fit: ImageFit,
-    bad_records: Policy = STRICT, columns: Mapping[str, str] | None = None,
+    bad_records: Policy = STRICT, columns: Mapping[str, str] | None = None, official: str | None = None,
+    annotations: Path | None = None,
 ) -> Records:  # fmt: skip
     """Returns the records of the file `records`, after checking all of them. Image paths are relative to
     `images`. Without `images`, `records` is the pattern of shards, which contain records and images. With
     `columns`, the source is of kind `messages`; they map its columns, and `records` may name parquet or Arrow files.
+    `official`: the source is of kind `coco`, or of kind `vqa` with a second file, `annotations`.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
     Image files are not read, but a path that leads out of `images` is refused.
 
     Raises `UserError` with the first 20 problems and the total number.
     """
-    size = records_size(Path(records), images, messages=columns is not None)
-    with working(f"{name}: reading records", size) as move:
-        indexing = Indexing(template=template, progress=move, columns=columns)
+    indexing = Indexing(template=template, columns=columns, official=official, annotations=annotations)
+    with working(f"{name}: reading records", records_size(Path(records), images, indexing)) as move:
+        indexing = replace(indexing, progress=move)
         indexed = open_indexed(Path(records), images, indexing)
     found = Records(
         name=name, template=template, image_fit=image_fit, bad_records=bad_records, indexed=indexed
@@ -130,15 +133,14 @@ def open_records(
     return found
 
 
-def records_size(path: Path, images: Path | None, *, messages: bool = False) -> int:
-    """Returns the bytes of a records file, or of all shards; 0 for files that cannot be read. `messages`: the
-    source has this kind, so its files may be tables."""
-    if messages and is_table(path):
+def records_size(path: Path, images: Path | None, indexing: Indexing) -> int:
+    """Returns the bytes of a source's files; 0 for files that cannot be read."""
+    if indexing.columns is not None and is_table(path):
         return tables_size(path)
     if images is None:
         return shards_size(path)
     try:
-        return path.stat().st_size
+        return sum(each.stat().st_size for each in (path, indexing.annotations) if each is not None)
     except (OSError, ValueError):
         return 0
 
@@ -147,6 +149,8 @@ def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> Inde
     """Opens the index of a source; see `open_records`."""
     if indexing.columns is not None and is_table(records):
         return open_tables(records, images, indexing)
+    if indexing.official is not None and images is not None:
+        return open_joined(records, images, indexing)
     return open_shards(records, indexing) if images is None else open_json(records, images, indexing)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmmkit import plugin_calls
 from lmmkit.api.ctx import Moment
-from lmmkit.api.model_info import ImageSpec
+from lmmkit.data.images import natural
 from lmmkit.data.packing import Packer, PixelRef, SizedSample, read_images
 from lmmkit.errors import UserError
 from lmmkit.inference.image_attention import image_attention
@@ -88,9 +88,3 @@ def overlay(image_CXY: Tensor, map_XY: Tensor) -> Tensor:
     heat = F.interpolate(map_XY[None, None].float(), size=size, mode="bilinear")[0].clamp(0, 1).cpu()
     colour = torch.tensor(HEAT)[:, None, None]
     return image_CXY.cpu() * (1 - 0.7 * heat) * 0.7 + colour * heat * 0.7
-
-
-def natural(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
-    """Returns preprocessed pixels as RGB in 0..1."""
-    mean, std = (torch.tensor(t)[:, None, None].to(pixels_CXY) for t in (spec.mean, spec.std))
-    return (pixels_CXY * std + mean).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Exports an lmmkit model as a llava-hf or an original LLaVA folder, with tokenizer and processor files."""
+"""Exports a model as a llava-hf, llava-next or original LLaVA folder, with tokenizer and processor files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from lmmkit.progress import moving, working_bytes
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders, model_folder, name_maps, tensor_writer
 from lmmkit.weights.decoders import LLAMA, ROPE_KEYS
-from lmmkit.weights.detect import CONNECTOR
+from lmmkit.weights.detect import CONNECTOR_OF_TILES
 from lmmkit.weights.export import processor_files
 from lmmkit.weights.export.export_model import Exported, TokenIds, export_folder, family, new_token_ids
 
 HUB = {
+    "connector.newline": "image_newline",
     "vision.": "vision_tower.vision_model.", "connector.": "multi_modal_projector.",
     "text.model.": "language_model.model.", "text.lm_head.": "language_model.lm_head.",
 }  # fmt: skip
@@ -53,8 +54,12 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
         unsupported.append((f"a decoder of the {family(model)} family", "a LLaMA decoder"))
     if kind == "llava" and not (isinstance(model.vision, ViT) and model.vision_shape.class_token):
         unsupported.append(("an encoder without a class token", "a CLIP encoder"))
-    if isinstance(model.image_fit, AnyRes):
-        unsupported.append(("images cut into tiles", "`crop`, `pad` or `stretch`"))
+    if isinstance(model.image_fit, AnyRes) and kind != "llava-next":
+        unsupported.append(
+            ("images cut into tiles", "`crop`, `pad` or `stretch`; `--format llava-next` has tiles")
+        )
+    if kind == "llava-next" and not isinstance(model.image_fit, AnyRes):
+        unsupported.append((f"`image_fit: {model.image_fit}`", "images cut into tiles, `{kind: anyres}`"))
     if kind == "llava" and model.image_fit == "stretch":
         unsupported.append(("images stretched to a square", "`crop` or `pad`"))
     where = f"{folder}: {kind}"
@@ -83,14 +88,18 @@ def of_plugins(config: Mapping[str, Any], folder: Path, kind: str) -> list[Probl
 
 
 def write(
-    model: Exported, folder: Path, kind: Literal["llava-hf", "llava"], *, dtype: torch.dtype | None = None
+    model: Exported,
+    folder: Path,
+    kind: Literal["llava-hf", "llava-next", "llava"],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Writes the folder under a temporary name and renames it.
 
     Args:
         model: the model to export.
         folder: a new or empty folder.
-        kind: `llava-hf` or `llava`.
+        kind: `llava-hf`, `llava-next` or `llava`.
         dtype: the data type of the written weights; None keeps theirs.
 
     Raises:
@@ -101,8 +110,8 @@ def write(
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         found.append(EXPORT_EXISTS.at(str(folder), got="a file, a link or a folder that is not empty"))
     raise_all(found)
-    hub, new = kind == "llava-hf", new_token_ids(model)
-    prefixes = (model.config.get("prefixes") or HUB) if hub else ORIGINAL
+    hub, new = kind != "llava", new_token_ids(model)
+    prefixes = HUB | (model.config.get("prefixes") or {}) if hub else ORIGINAL
     tensors = _tensors(model, new.rows if hub else model.shape.vocab, prefixes, dtype)
     config = _hub_config(model, new) if hub else _original_config(model)
     kept = dtype or next(model.text.parameters()).dtype
@@ -120,7 +129,11 @@ def write(
 
 def common_tensors(vision: nn.Module, connector: nn.Module, text: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors of a model's parts by public names with the common prefixes (`weights/detect.py`)."""
-    parts = ((vision, encoders.VIT, "vision."), (connector, CONNECTOR, "connector."), (text, LLAMA, "text."))
+    parts = (
+        (vision, encoders.VIT, "vision."),
+        (connector, CONNECTOR_OF_TILES, "connector."),
+        (text, LLAMA, "text."),
+    )
     found = (name_maps.public(module, table, prefix=prefix) for module, table, prefix in parts)
     return {name: tensor for part in found for name, tensor in part.items()}
 
@@ -209,9 +222,7 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], *, size: 
 def _hub_config(model: Exported, new: TokenIds) -> dict[str, Any]:
     vision = model.vision_shape
     full = bool(model.passthrough)
-    return {
-        "model_type": "llava",
-        "architectures": ["LlavaForConditionalGeneration"],
+    return _kind_of_hub(model) | {
         "image_token_index": new.image,
         "image_seq_length": vision.image.tokens,
         "projector_hidden_act": "gelu",
@@ -222,6 +233,16 @@ def _hub_config(model: Exported, new: TokenIds) -> dict[str, Any]:
         "text_config": _text_config(model, new.rows),
         "vision_config": _vision_config(model, full),
     }
+
+
+def _kind_of_hub(model: Exported) -> dict[str, Any]:
+    """Returns the keys of the config that llava-hf and llava-next folders do not share."""
+    if not isinstance(model.image_fit, AnyRes):
+        return {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+    return {
+        "model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"],
+        "use_image_newline_parameter": True, "image_grid_pinpoints": processor_files.pixels_of_grids(model),
+    }  # fmt: skip
 
 
 def _text_config(model: Exported, vocab: int) -> dict[str, Any]:

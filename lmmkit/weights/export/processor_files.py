@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from lmmkit.api.sample import AnyRes
 from lmmkit.data.chat_templates import first_id
 from lmmkit.data.text_tokenizers.added_tokens import TOKENIZER_CONFIG, without_gaps
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
@@ -26,14 +27,15 @@ PIECES = {  # with a sentencepiece model
 def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
     """Writes the image processor, and the tokenizer if the model has one.
 
-    `new`: the ids for a llava-hf export, which has a processor for text and images; None for original LLaVA.
+    `new`: the ids for a llava-hf or llava-next export, which has a processor for text and images; None for original
+    LLaVA.
     """
     image_config = _processor(model)
     write_json_atomic(folder / "preprocessor_config.json", image_config)
     if new is not None:
         strategy = "default" if model.vision_shape.class_token else "full"
         write_json_atomic(folder / "processor_config.json", {
-            "processor_class": "LlavaProcessor", "image_token": new.image_word,
+            "processor_class": _processor_class(model), "image_token": new.image_word,
             "patch_size": model.vision_shape.patch, "vision_feature_select_strategy": strategy,
             "num_additional_image_tokens": int(model.vision_shape.class_token),
         })  # fmt: skip
@@ -56,7 +58,7 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
             named[new.pad] = words["pad_token"] = new.pad_word
         words |= {
             "image_token": new.image_word, "extra_special_tokens": {"image_token": new.image_word},
-            "processor_class": "LlavaProcessor",
+            "processor_class": _processor_class(model),
         }  # fmt: skip
         _write_template(model, folder, new.image_word)
     if added := _added(tokenizer, named):
@@ -113,17 +115,35 @@ def _space(tokenizer: TextTokenizer) -> str:
     return "" if after == tokenizer.encode("a") else " "
 
 
-def _processor(model: Exported) -> dict[str, Any]:
-    image = model.vision_shape.image
-    square, short = {"height": image.size, "width": image.size}, {"shortest_edge": image.size}
-    geometry: dict[str, Any] = {
-        "crop": {"image_processor_type": "CLIPImageProcessor", "size": short},
-        "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "size": short},
+def _processor_class(model: Exported) -> str:
+    return "LlavaNextProcessor" if isinstance(model.image_fit, AnyRes) else "LlavaProcessor"
+
+
+def pixels_of_grids(model: Exported) -> list[list[int]]:
+    """Returns the height and width in pixels of each grid of tiles, as LLaVA-NeXT writes grids."""
+    assert isinstance(model.image_fit, AnyRes)
+    side = model.vision_shape.image.size
+    return [[lines * side, columns * side] for lines, columns in model.image_fit.used]
+
+
+def _geometry(model: Exported) -> dict[str, Any]:
+    """Returns what an image processor does to the size of an image."""
+    side = model.vision_shape.image.size
+    square, short = {"height": side, "width": side}, {"shortest_edge": side}
+    cropped = {"size": short, "do_center_crop": True, "crop_size": square}
+    if isinstance(model.image_fit, AnyRes):
+        tiled = {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True}
+        return tiled | cropped | {"image_grid_pinpoints": pixels_of_grids(model)}
+    return {
+        "crop": {"image_processor_type": "CLIPImageProcessor"} | cropped,
+        "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True} | cropped,
         "stretch": {"image_processor_type": "SiglipImageProcessor", "size": square},
     }[model.image_fit]
-    if model.image_fit != "stretch":
-        geometry |= {"do_center_crop": True, "crop_size": square}
-    return geometry | {
+
+
+def _processor(model: Exported) -> dict[str, Any]:
+    image = model.vision_shape.image
+    return _geometry(model) | {
         "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(image.mean), "image_std": list(image.std),
         "resample": {name: code for code, name in encoders.RESAMPLE.items()}[image.resample],

@@ -349,7 +349,11 @@ def test_one_rank_is_asked_to_stop_and_all_do(mixed, tmp_path):
 
 @pytest.mark.parametrize(
     ("how", "code", "words"),
-    [("data", 2, "torn/row"), ("bug", 1, "ValueError: boom"), ("kill", 3, "ranks/rank-ended")],
+    [
+        ("data", 2, "torn/row"),
+        ("bug", 1, "ValueError: boom"),
+        pytest.param("kill", 3, "ranks/rank-ended", marks=pytest.mark.slow),
+    ],
 )
 def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatch, how, code, words):
     recipe, step = mixed(), Pipeline.step_and_skipped

@@ -1,0 +1,127 @@
+"""Training on records with several images that are cut into tiles, between the words of a question."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+import lmmkit
+from lmmkit import build
+from lmmkit.cost_estimate import estimate
+from lmmkit.data.images import image_size
+from lmmkit.errors import UserError
+from lmmkit.objective import sum_by_name
+from lmmkit.plan.prepare import prepare
+from lmmkit.recipe import dump, read_text
+from lmmkit.training.run import train
+from tests.conftest import PLAIN
+from tests.data.test_images import noisy_image
+from tests.test_cli import run as command
+
+SIZES = [(40, 11), (9, 31), (70, 66), (5, 6), (1, 1), (150, 48), (24, 24)]  # width, height
+ASKED = [[0, 1], [2], [3, 4, 5], [], [6, 0]]
+FIT = "{kind: anyres, max_tiles: 4}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Writes records with none to three images, which the questions name between their words."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for i, size in enumerate(SIZES):
+        noisy_image(*size, seed=i).save(folder / f"{i}.png")
+    noisy_image(1, 100).save(folder / "narrow.png")
+    write(folder / "records.json", ASKED)
+    write(folder / "narrow.json", [*ASKED, ["narrow"]])
+    return folder
+
+
+def write(path, asked) -> None:
+    rows = []
+    for i, images in enumerate(asked):
+        words = "".join(f"look at <image> and {n} " for n, _ in enumerate(images))
+        talk = [{"from": "human", "value": f"{words}now?"}, {"from": "gpt", "value": "a red circle"}]
+        row = {"id": f"r{i}", "conversations": talk}
+        rows.append(row | ({"image": [f"{name}.png" for name in images]} if images else {}))
+    path.write_text(json.dumps(rows))
+
+
+@pytest.fixture
+def recipe(folder, scenes):
+    """recipe(*overrides, records=...) -> the plain recipe, with these records in its last stage."""
+
+    def read(*overrides, records: str = "records.json"):
+        source = f"{{kind: llava, records: {folder / records}, images: {folder}, template: vicuna_v1, image_fit: {FIT}}}"
+        changes = [
+            f"data.questions={source}", f"data.heldout={source}",
+            "evaluate.tasks={answers: {kind: questions, data: heldout, max_new_tokens: 4}}", f"model.chat.image_fit={FIT}", "model.text.context=400",
+            "stages.pretrain.length.steps=1", "stages.finetune.length.steps=2", "stages.finetune.batch.samples=5",
+        ]  # fmt: skip
+        return read_text(PLAIN, name="tiles.yaml", overrides=[*changes, *overrides], root=scenes)
+
+    return read
+
+
+def test_a_run_learns_the_newline_row_and_its_model_answers(recipe, folder, tmp_path):
+    run = train(recipe("output.save_every=0"), out=tmp_path / "run").run
+    before, after = (
+        lmmkit.load(run.model(stage), device="cpu").objective.lmm.connector.newline.row
+        for stage in ("pretrain", "finetune")
+    )
+    assert not torch.equal(before, after) and torch.isfinite(after).all()
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in run.read_metrics())
+    shown = [str(folder / f"{i}.png") for i in (2, 3)]
+    answers = [
+        lmmkit.load(run.path, device="cpu").reply("what <image> is <image> this", images, max_new_tokens=4)
+        for images in (shown, shown[::-1])
+    ]
+    assert all(isinstance(answer, str) for answer in answers)
+    text = command("eval", run.path)
+    assert "answers" in text and "blank" in text
+
+
+def test_packed_samples_have_the_losses_of_each_alone(recipe):
+    """Packs five records with eight images in one micro-batch, and each of them in one of its own."""
+    found = []
+    for room in (8192, 64):
+        prepared = prepare(recipe(f"speed.tokens={room}", "model.text.width=48", "model.text.heads=4"))
+        stage = prepared.recipe.stages["finetune"]
+        objective = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+        build.set_stage(objective, prepared.plans["finetune"], stage, seed=0)
+        step = prepared.pipeline("finetune").step(0)
+        sums = sum_by_name({n: float(x.detach()) for n, x in objective(batch).sums.items()} for batch in step)
+        found.append((len(step), sums["next_token"], sum(len(batch.target_S) for batch in step)))
+    (one, packed, targets), (each, alone, same) = found
+    assert (one, targets) == (1, same) and each == len(ASKED)
+    assert packed == pytest.approx(alone, rel=1e-5) and packed > 0
+
+
+def test_rows_and_tiles_are_shown_and_estimated(recipe, folder, scenes, tmp_path):
+    prepared = prepare(recipe())
+    few = prepare(recipe("data.questions.image_fit={kind: anyres, max_tiles: 2}"))
+    rows, fewer = (estimate(p, "finetune", flops=1e12)["tokens_per_step"] for p in (prepared, few))
+    sample, rows_of = prepared.sources["questions"][2], prepared.views("finetune").rows_of_sample
+    counted = [rows_of(sample)(image) for image in sample.images]
+    assert len(set(counted)) == 3 and min(counted) > prepared.dims.image.tokens and rows > fewer
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump(recipe()))
+    text = command("data", "show", path, "questions", "--root", scenes, "--count", 5)
+    for image, n in zip(sample.images, counted, strict=True):
+        height, width = image_size(image)
+        assert re.search(rf"{width} x {height} pixels on \d x \d tiles, {n} rows", text)
+        assert f"[image x {n}]" in text
+    text = command("check", path, "--root", scenes, "--images")
+    assert "anyres 1x2, 2x1, 2x2, 3x1, 1x3: an overview and at most 4 tiles" in text
+
+
+def test_an_image_that_no_patch_shows_is_named_before_and_in_training(recipe, folder, scenes, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump(recipe(records="narrow.json")))
+    text = command("check", path, "--root", scenes, "--images", code=2)
+    assert "image/narrow" in text and "narrow.json" in text and "record 5" in text
+    prepared = prepare(recipe("stages.finetune.batch.samples=6", records="narrow.json"))
+    with pytest.raises(UserError, match="image/narrow") as error:
+        prepared.pipeline("finetune").step(0)
+    assert "narrow.png" in str(error.value) and "record 5" in str(error.value)
