@@ -18,16 +18,20 @@ from lmmkit.inference.conversation import Conversation
 from lmmkit.inference.generate import greedy
 from lmmkit.inference.load import load
 from tests.chat_page.test_app import EVIL, TOKEN, png
-from tests.report.test_page_browser import LOW_CONTRAST, WIDTHS, chromium
+from tests.support.browser import BARE, LOW_CONTRAST, SIDEWAYS, TWICE, WIDTHS, OpenPage, opened_chromium
 
 pytestmark = pytest.mark.browser
-assert chromium  # the fixture
 COUNT = "How many objects are there?"
 DROP = """([name, data]) => {
   const files = new DataTransfer(), bytes = data === null ? new Uint8Array(33 << 20) : Uint8Array.from(atob(data), c => c.charCodeAt(0));
   files.items.add(new File([bytes], name));
   for (const type of ["dragover", "drop"]) document.body.dispatchEvent(new DragEvent(type, { dataTransfer: files, bubbles: true, cancelable: true }));
 }"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    yield from opened_chromium()
 
 
 class Served:
@@ -81,19 +85,11 @@ def served(tmp_path_factory) -> Iterator[Served]:
     made.thread.join(20)
 
 
-class ChatTab:
-    """Opens the page in the browser, and collects its messages and requests."""
+class ChatTab(OpenPage):
+    """Is the page of the conversation in the browser."""
 
-    def __init__(self, chromium, served: Served, *, width: int = 1280, **options):
-        self.context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
-        self.messages: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(f"{served.origin}/{TOKEN}/")
+    def __init__(self, chromium, served: Served, **options):
+        super().__init__(chromium, f"{served.origin}/{TOKEN}/", **options)
         self.wait("document.title !== 'lmmkit chat'")
 
     def wait(self, condition: str) -> None:
@@ -121,7 +117,7 @@ def tab(chromium, served) -> Iterator[ChatTab]:
     served.talk.choose = greedy
     made = ChatTab(chromium, served)
     yield made
-    assert made.messages == [] and all(url.startswith((served.origin, "data:")) for url in made.requests)
+    assert made.messages == [] and all(url.startswith(served.origin) for url in made.requests)
     made.context.close()
 
 
@@ -284,9 +280,8 @@ def test_text_has_contrast_no_width_scrolls_sideways_and_the_theme_is_kept(chrom
     assert tab.page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
     for width in WIDTHS:
         tab.page.set_viewport_size({"width": width, "height": 700})
-        assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, width
-    bare = "[...document.querySelectorAll('button,input,textarea')].filter(e => !(e.textContent.trim() || e.ariaLabel || e.labels?.length)).length"
-    assert tab.page.evaluate(bare) == 0
+        assert tab.page.evaluate(SIDEWAYS) <= 0, width
+    assert tab.page.evaluate(BARE) == 0 and tab.page.evaluate(TWICE) == []
     assert tab.page.evaluate("document.querySelectorAll('img:not([alt])').length") == 0
     assert tab.messages == []
     tab.context.close()
