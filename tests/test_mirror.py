@@ -23,6 +23,7 @@ TESTED_BY = {
     "build/reference": "training/test_reference.py",
     "build/stage": "test_build.py",
     "build/teachers": "training/test_reference_teachers.py",
+    "chat_page/guard": "chat_page/test_app.py",
     "data/sources/image_paths": "data/sources/test_records.py",
     "data/sources/joined/object_lists": "data/sources/joined/test_joined_records.py",
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",

@@ -79,7 +79,7 @@ class ChatSession:
                 self._conversation.add_images([path])
             except UserError as error:
                 path.unlink()
-                raise Refused(400, text_of(error)) from error
+                raise Refused(400, problem_text(error)) from error
             return self._number(self._conversation.waiting[-1])
 
     def remove_image(self, number: int) -> None:
@@ -93,7 +93,7 @@ class ChatSession:
         try:
             image = small_image(self._path(number), SIDE)
         except UserError as error:  # the file has been changed or removed
-            raise Refused(404, text_of(error)) from error
+            raise Refused(404, problem_text(error)) from error
         out = io.BytesIO()
         image.save(out, "WEBP", quality=90, lossless=max(image.size) <= FINE)
         return out.getvalue()
@@ -110,7 +110,7 @@ class ChatSession:
             try:
                 self._conversation.ask(text, on_text)
             except UserError as error:
-                raise Refused(400, text_of(error)) from error
+                raise Refused(400, problem_text(error)) from error
             return {"turns": len(self._conversation.turns), "stopped": self._conversation.stopped}
 
     def stop(self) -> None:
@@ -130,7 +130,7 @@ class ChatSession:
             try:
                 self._conversation.add_images(self._first)
             except UserError as error:
-                raise Refused(400, text_of(error)) from error
+                raise Refused(400, problem_text(error)) from error
             for path in self._first:
                 self._number(path)
 
@@ -187,6 +187,6 @@ def shown_fit(fit: ImageFit) -> str:
     return "stretch" if isinstance(fit, AnyRes) else fit
 
 
-def text_of(error: UserError) -> str:
+def problem_text(error: UserError) -> str:
     """Returns the problems of an error as one text, without their places, which are files of the server."""
     return "; ".join(f"got {p.got}, expected {p.expected} [{p.code}]" for p in error.problems)
