@@ -120,7 +120,9 @@ def _tensor(image: Pil.Image, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     """Returns the pixels of an image for an encoder: uint8 [3, size, size], or of each tile."""
     if isinstance(fit, AnyRes):
         tiles = cut_tiles(image, fit.used, cut.size, RESAMPLING[cut.resample])
-        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+        return (
+            torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2).contiguous()
+        )
     return torch.from_numpy(np.array(_fitted(image, cut, fit))).permute(2, 0, 1).contiguous()
 
 
@@ -280,6 +282,15 @@ def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
     """
     with _as_user_error("an image in memory"):
         _rgb(_upright(image)).save(path, format="BMP")
+
+
+def read_bytes(image: Image) -> tuple[bytes, str]:
+    """Returns the file of an image, and its format as Pillow names it. Raises `UserError` as `check_header` does."""
+    name = image_place(image)
+    with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
+        _check_size(name, *opened.size, "crop")
+        data.seek(0)
+        return data.read(), str(opened.format)
 
 
 @contextmanager
