@@ -101,6 +101,15 @@ def read_image(path: File, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     return _read(path, [cut], fit)[0]
 
 
+def small_image(path: File, most: int) -> Pil.Image:
+    """Returns an image as a viewer shows it, upright and RGB, with sides of at most `most`. Raises as `read_image`."""
+    with _opened(path, "crop") as opened:
+        opened.load()
+        image = _rgb(_upright(opened))
+        image.thumbnail((most, most))
+        return image
+
+
 def _read(path: File, cuts: Iterable[ImageSpec | Cut], fit: ImageFit) -> list[Tensor]:
     """Returns the pixels of an image in each of these sizes; the file is decoded once."""
     with _opened(path, fit) as opened:
@@ -113,7 +122,9 @@ def _tensor(image: Pil.Image, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     """Returns the pixels of an image for an encoder: uint8 [3, size, size], or of each tile."""
     if isinstance(fit, AnyRes):
         tiles = cut_tiles(image, fit.used, cut.size, RESAMPLING[cut.resample])
-        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+        return (
+            torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2).contiguous()
+        )
     if isinstance(fit, Native):
         assert isinstance(cut, ImageSpec), "the plan refuses teachers, which have a size of their own"
         lines, columns = native_grid((image.height, image.width), cut.patch, fit.max_patches, fit.multiple)
@@ -302,6 +313,15 @@ def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
     """
     with _as_user_error("an image in memory"):
         _rgb(_upright(image)).save(path, format="BMP")
+
+
+def read_bytes(image: Image) -> tuple[bytes, str]:
+    """Returns the file of an image, and its format as Pillow names it. Raises `UserError` as `check_header` does."""
+    name = image_place(image)
+    with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
+        _check_size(name, *opened.size, "crop")
+        data.seek(0)
+        return data.read(), str(opened.format)
 
 
 @contextmanager

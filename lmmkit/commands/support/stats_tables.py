@@ -26,13 +26,12 @@ def stats_tables(found: Mapping[str, Any]) -> Iterator[Table]:
 
 def stats_notes(found: Mapping[str, Any]) -> Iterator[str]:
     """Yields what else is worth a line: which records were measured, and what is read in another way."""
+    if parts := [name for name, each in found["sources"].items() if _is_part(each)]:
+        yield (
+            f"turns, images and rows are those of {found['sample']:,} records, chosen at random "
+            f"(seed {found['seed']}), in {', '.join(parts)}; images of the other records were not looked at"
+        )
     for name, each in found["sources"].items():
-        good = each["records"] - each["bad_records"]
-        if found["sample"] is not None and each["measured"] < good:
-            yield (
-                f"{name}: rows, turns and images are those of {each['measured']:,} records, chosen at random "
-                f"(seed {found['seed']}); images of the others were not looked at"
-            )
         if n := each["nothing_supervised"]:
             yield f"{name}: {n:,} records have nothing supervised; training leaves them out"
         for what, n in each["notes"].items():
@@ -40,7 +39,7 @@ def stats_notes(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _records(lines: list[tuple[str, Mapping[str, Any]]]) -> Table:
-    table = Table(title="records", title_justify="left")
+    table = _table("records")
     _columns(table, "source", "records", "bad", "turns", "images", "without image")
     table.add_column("template")
     table.add_column("image_fit")
@@ -52,13 +51,13 @@ def _records(lines: list[tuple[str, Mapping[str, Any]]]) -> Table:
 
 
 def _rows(lines: list[tuple[str, Mapping[str, Any]]], found: Mapping[str, Any]) -> Table:
-    table = Table(title="rows of a record, without tokens and views of plugins", title_justify="left")
-    _columns(table, "source", "least", "median", "95 %", "most", "supervised", "too long", "of them emptied")
-    table.caption_justify = "left"
-    policies = "; ".join(f"`too_long` of stage {name}: {word}" for name, word in found["too_long"].items())
-    table.caption = f"too long: more rows than the context of {found['context']:,}" + f"; {policies}" * bool(
-        policies
-    )
+    table = _table("rows of a record, without tokens and views of plugins")
+    _columns(table, "source", "least", "median", "95 %", "most", "supervised", "too long", "nothing left")
+    stages: dict[str, list[str]] = {}
+    for name, word in found["too_long"].items():
+        stages.setdefault(word, []).append(name)
+    policies = [f"; `too_long: {word}` in {', '.join(names)}" for word, names in stages.items()]
+    table.caption = f"too long: more rows than the context of {found['context']:,}{''.join(policies)}"
     for name, each in lines:
         rows, long, share = each["rows"], each["too_long"], each["supervised_share"]
         figures = [_number(rows[key]) for key in ("min", "median", "p95", "max")]
@@ -68,7 +67,7 @@ def _rows(lines: list[tuple[str, Mapping[str, Any]]], found: Mapping[str, Any]) 
 
 
 def _images(lines: list[tuple[str, Mapping[str, Any]]]) -> Table:
-    table = Table(title="images: median (least to most)", title_justify="left")
+    table = _table("images: median (least to most)")
     _columns(table, "source", "images", "width", "height", "rows of an image")
     for name, each in lines:
         if each["height"]["count"]:
@@ -78,7 +77,7 @@ def _images(lines: list[tuple[str, Mapping[str, Any]]]) -> Table:
 
 
 def _reasons(sources: Mapping[str, Any]) -> Table:
-    table = Table(title="bad records", title_justify="left", caption_justify="left")
+    table = _table("bad records")
     table.caption = "`lmmkit data check RECIPE` lists them; `lmmkit explain CODE` prints cause and fix"
     for column in ("source", "reason"):
         table.add_column(column)
@@ -88,6 +87,17 @@ def _reasons(sources: Mapping[str, Any]) -> Table:
         for code, reason in each["reasons"].items():
             table.add_row(name, code, _number(reason["records"]), reason["first"])
     return table
+
+
+def _is_part(each: Mapping[str, Any]) -> bool:
+    """Returns whether records of a source were not read: those that were are measured, or bad."""
+    return each["measured"] < each["records"] - each["bad_records"]
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )  # fmt: skip
 
 
 def _columns(table: Table, first: str, *figures: str) -> None:

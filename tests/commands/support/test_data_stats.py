@@ -15,6 +15,7 @@ from lmmkit.commands.support import data_stats
 from lmmkit.commands.support.data_stats import chosen_records, measure_data, quantiles
 from lmmkit.commands.support.stats_tables import stats_tables
 from lmmkit.commands.support.table_layout import fitted
+from lmmkit.data.sources import indexed_records
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from tests.conftest import PLAIN
@@ -127,9 +128,17 @@ def test_bad_records_are_counted_with_their_reasons(damaged):
     assert "bad records" in text and "image/format" in text and "(record 7)" in text
 
 
+def test_reasons_that_the_index_does_not_store_are_counted(damaged, monkeypatch):
+    monkeypatch.setattr(indexed_records, "BAD_KEPT", 1)
+    found = json.loads(run("data", "stats", *damaged, "captions", "--json"))["sources"]["captions"]
+    assert found["bad_records"] == 5 and found["reasons"]["more"]["records"] == 1
+    assert sum(each["records"] for each in found["reasons"].values()) == 5
+
+
 def test_a_sample_is_stated_and_a_function_of_the_seed(damaged):
     text = run("data", "stats", *damaged, "captions", "--sample", 10)
-    assert "chosen at random (seed 5)" in text
+    assert "10 records, chosen at random (seed 5), in captions" in text
+    assert "at random" not in run("data", "stats", *damaged, "captions", "--sample", 40)
     found = [
         json.loads(run("data", "stats", *damaged, "captions", "--sample", 10, "--json")) for _ in range(2)
     ]
