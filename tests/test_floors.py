@@ -45,12 +45,15 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common chat_lines data_check data_stats stats_tables token_pieces jobs further_templates
+        progress_display table_layout common chat_lines data_convert data_check data_stats stats_tables token_pieces jobs further_templates
         plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers
+        image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources convert text_tokenizers
         layout_writer chat_templates views pipeline step_transfer loader
+    """,
+    "lmmkit.data.convert": """
+        source_kind rows image_copies json_writer shard_writer table_columns table_writer convert_records
     """,
     "lmmkit.data.fits": """
         tiles

@@ -90,6 +90,10 @@ def check(
         out.print(f"data {name}: {len(records)} records{skipped}")
     for line in notices(prepared):
         print_text(f"note: {line}")
+    if not images and any(records.indexed.index.meta["images"] for records in prepared.sources.values()):
+        print_text(
+            "note: of the images, those of the first steps were read; --images reads the header of each"
+        )
     out.print("no problems.")
 
 

@@ -1,4 +1,4 @@
-"""lmmkit data make-scenes | show | check | stats"""
+"""lmmkit data make-scenes | show | check | stats | convert"""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lmmkit.commands.support.common import (
     reporting,
     the_recipe,
 )
+from lmmkit.commands.support.data_convert import convert
 from lmmkit.progress import working
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from lmmkit.plan.prepare import Prepared
     from lmmkit.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="Make, look at and check data sets.")
+app = typer.Typer(no_args_is_help=True, help="Make, look at, check and convert data sets.")
+app.command()(convert)
 
 
 @app.command("make-scenes")

@@ -273,6 +273,15 @@ def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
         _rgb(_upright(image)).save(path, format="BMP")
 
 
+def read_bytes(image: Image) -> tuple[bytes, str]:
+    """Returns the file of an image, and its format as Pillow names it. Raises `UserError` as `check_header` does."""
+    name = image_place(image)
+    with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
+        _check_size(name, *opened.size, "crop")
+        data.seek(0)
+        return data.read(), str(opened.format)
+
+
 @contextmanager
 def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
     """Opens the image and checks its header. Every error in the block becomes a `UserError`."""

@@ -48,6 +48,22 @@ TEMPLATE = Code(
 
 # data/
 
+CONVERT_ANNOTATIONS = Code(
+    "data/convert-annotations", cause="`--annotations` is missing for a VQA data set, or is given for another one.",
+    expected="`--annotations` for a VQA data set, and for no other", hint="Add or remove it, or correct `--from`.",
+)
+CONVERT_COLUMN = Code(
+    "data/convert-column", cause="`--column` of `lmmkit data convert` has no name of a column.",
+    expected="PART=NAME, where PART is messages, images, system or id", hint="Such as `--column messages=dialogue`.",
+)
+CONVERT_IMAGES = Code(
+    "data/convert-images", cause="`--refer-images` is not possible: the images of the new data set are no files.",
+    expected="images that are files, and a form whose records name them", hint="Leave out `--refer-images`.",
+)
+CONVERT_NOT_EMPTY = Code(
+    "data/convert-not-empty", cause="The folder that `lmmkit data convert` would write is not empty, or is a file.",
+    expected="a new or empty folder", hint="Name another folder, or remove this one first.",
+)
 NO_RECORD = Code(
     "data/no-record", cause="The source has no record of this number.",
     expected="a number from 0 to {last}", hint="Name a record in this range.",

@@ -113,3 +113,64 @@ def test_biased_scenes_from_the_command_line(tmp_path):
     assert f"{balanced['number']} questions" in text and f"{100 * balanced['prior']:.1f} %" in text
     found = json.loads(run("data", "make-scenes", tmp_path / "again", *words[3:], *options, "--json"))
     assert found["parameters"] == world["parameters"] and found["sha256"] == world["sha256"]
+
+
+def test_convert_from_the_command_line(scenes, tmp_path):
+    text = run("data", "convert", scenes / "heldout.json", tmp_path / "new", "--to", "parquet")
+    assert "read as `llava`" in text and "72 records, 72 images copied" in text
+    assert f"{{kind: messages, records: {tmp_path}/new/records.parquet, template" in text
+    asked = (
+        "data",
+        "convert",
+        tmp_path / "new" / "records.parquet",
+        tmp_path / "back",
+        "--to",
+        "llava-jsonl",
+    )
+    found = json.loads(run(*asked, "--json"))
+    assert found == json.loads((tmp_path / "back" / "report.json").read_text())
+    assert found["records"] == 72 and found["not_carried"] == {} and found["recipe"]["kind"] == "llava"
+    rows = [json.loads(line) for line in (tmp_path / "back" / "records.jsonl").read_text().splitlines()]
+    assert [{**row, "image": ""} for row in rows] == [
+        {**row, "image": ""} for row in json.loads((scenes / "heldout.json").read_text())
+    ]
+    assert "data/convert-not-empty" in run(*asked, code=2)
+    text = run(*asked[:3], tmp_path / "x", *asked[4:], "--refer-images", code=2)
+    assert "data/convert-images" in text and not (tmp_path / "x").exists()
+
+
+def test_convert_names_what_it_refuses_and_leaves_out(scenes, tmp_path):
+    good = {
+        "talk": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}],
+        "key": "a",
+        "tools": [1],
+    }
+    rows = [good, good | {"talk": good["talk"][::-1], "key": "b"}, good | {"key": "c", "images": "none.png"}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("data", "convert", tmp_path / "r.jsonl", tmp_path / "new", "--to", "webdataset")
+    columns = ("--column", "messages=talk", "--column", "id=key")
+    text = run(*asked, "--column", "messages", "--column", "turns=talk", code=2)
+    assert "2 problems" in text and "data/convert-column" in text
+    text = run(*asked, *columns, code=2)
+    assert "r.jsonl:2" in text and "records/no-answer" in text and not (tmp_path / "new").exists()
+    text = run(*asked, *columns, "--skip-bad")
+    assert "1 records, 0 images" in text and "2 records refused" in text
+    assert f"refused: {tmp_path}/r.jsonl:2 (record 1, id 'b')" in text and "[image/file]" in text
+    assert "note, of 2 records: `tools` is not read" in text
+    assert len((tmp_path / "new" / "refused.jsonl").read_text().splitlines()) == 2
+
+
+def test_convert_reads_official_files(scenes, tmp_path):
+    image = json.loads((scenes / "heldout.json").read_text())[0]["image"]
+    questions = {"questions": [{"question_id": 5, "image_id": 1, "image": image, "question": "What?"}]}
+    annotations = {"annotations": [{"question_id": 5, "image_id": 1, "multiple_choice_answer": "a cat"}]}
+    (tmp_path / "q.json").write_text(json.dumps(questions))
+    (tmp_path / "a.json").write_text(json.dumps(annotations))
+    asked = ("data", "convert", tmp_path / "q.json", tmp_path / "new", "--to", "messages", "--images", scenes)
+    text = run(*asked, "--annotations", tmp_path / "a.json")
+    assert "read as `vqa`" in text and f"images: {scenes}" in text and "0 images copied" in text
+    (row,) = json.loads((tmp_path / "new" / "records.json").read_text())
+    assert row["images"] == [image] and row["messages"][1]["content"] == "a cat"
+    asked = ("data", "convert", tmp_path / "q.json", tmp_path / "x", "--to", "messages", "--from")
+    assert "data/convert-annotations" in run(*asked, "vqa", code=2)
+    assert "data/convert-annotations" in run(*asked, "coco", "--annotations", tmp_path / "a.json", code=2)

@@ -14,6 +14,7 @@ from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.sources.bad_records import BadRecord, Policy
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.records import LISTED, Records, open_indexed, records_size
+from lmmkit.data.tables.table_file import in_order
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
 from lmmkit.progress import working
@@ -129,7 +130,7 @@ def _check_images(
     indexed, bad, count = records.indexed, 0, 0
     paths_outside = dict(indexed.paths_outside())
     title, total = f"{records.name}: {'images' if decode else 'headers'}", indexed.index.meta["images"]
-    with working(title, total, "images") as move:
+    with working(title, total, "images") as move, in_order():
         for i, image in indexed.all_images():
             found: list[Problem] = []
             if image.path in paths_outside:

@@ -199,6 +199,20 @@ class IndexedRecords(ABC):
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
         """Returns the images of record i, which names them `paths`."""
 
+    @property
+    def contains_images(self) -> bool:
+        """Returns whether images are in the files of the records."""
+        return False
+
+    @property
+    def image_folder(self) -> str:
+        """Returns the folder of the images that records name; empty without one."""
+        return ""
+
+    def names(self, i: int, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the relative paths that the images of record i have, or had before; empty ones if not known."""
+        return ("",) * len(paths)
+
     @abstractmethod
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image once, with its first record."""

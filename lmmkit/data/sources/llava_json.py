@@ -41,6 +41,15 @@ class JsonRecords(IndexedRecords):
         """Returns the images of record i."""
         return tuple(Image(self._full(path)) for path in paths)
 
+    @property
+    def image_folder(self) -> str:
+        """Returns the folder of the images."""
+        return self.root.path
+
+    def names(self, i: int, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the paths of the images below the folder."""
+        return paths
+
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image once, with its first record."""
         return self.image_files()

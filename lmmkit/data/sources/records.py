@@ -20,11 +20,13 @@ from lmmkit.data.images import TiledRows, check_header
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.joined.joined_records import open_joined
+from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.llava_json import open_json
-from lmmkit.data.sources.record_parser import RecordParser
+from lmmkit.data.sources.record_parser import ParsedRecord, RecordParser
 from lmmkit.data.sources.tables.parquet_records import open_tables
 from lmmkit.data.sources.tables.table_names import is_table, tables_size
 from lmmkit.data.sources.webdataset_shards import open_shards, shards_size
+from lmmkit.data.tables.table_file import in_order
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH, TOO_MANY
 from lmmkit.progress import counted, working
@@ -79,10 +81,7 @@ class Records(Sequence[Sample]):
     def __getitem__(self, i: int) -> Sample:  # type: ignore[override]  # slices have no use here
         if not 0 <= i < len(self):
             raise IndexError(i)
-        reader = RecordParser(template=self.template)
-        record = reader.read(self.indexed.record(i))
-        if record is None:  # the index lists only good records
-            raise UserError(replace(reader.problems[0][1], where=self.where(i)))
+        _, record = self.read(i)
         return Sample(
             key=f"{self.name}:{self.indexed.key(i, record.key)}",
             turns=record.turns,
@@ -92,6 +91,14 @@ class Records(Sequence[Sample]):
             system=record.system,
             meta=record.meta or {},
         )
+
+    def read(self, i: int) -> tuple[RawRecord, ParsedRecord]:
+        """Reads record i: in LLaVA's form, and as it is checked."""
+        raw, reader = self.indexed.record(i), RecordParser(template=self.template)
+        record = reader.read(raw)
+        if record is None:  # the index lists only good records
+            raise UserError(replace(reader.problems[0][1], where=self.where(i)))
+        return raw, record
 
     def place(self, i: int) -> tuple[str, int, int]:
         """Returns (file, line or 0, record number) of record i."""
@@ -203,14 +210,15 @@ def check_images(records: Records, limit: int | None = None, spec: ImageSpec | N
     found = []
     total = records.indexed.index.meta["images"]
     images = counted(f"{records.name}: image headers", records.indexed.all_images(), total, "images")
-    for i, image in images:
-        try:
-            check_header(image, records.image_fit)
-            if spec is not None and isinstance(records.image_fit, AnyRes):
-                TiledRows(records.image_fit, spec).tiling(image)
-        except UserError as error:
-            for p in error.problems:
-                found.append(replace(p, where=f"{records.where(i)}, {p.where}"))
-            if len(found) == limit:
-                break
+    with in_order():
+        for i, image in images:
+            try:
+                check_header(image, records.image_fit)
+                if spec is not None and isinstance(records.image_fit, AnyRes):
+                    TiledRows(records.image_fit, spec).tiling(image)
+            except UserError as error:
+                for p in error.problems:
+                    found.append(replace(p, where=f"{records.where(i)}, {p.where}"))
+                if len(found) == limit:
+                    break
     return found

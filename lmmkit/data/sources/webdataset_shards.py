@@ -44,6 +44,11 @@ class ShardRecords(IndexedRecords):
         """Reads good record i from its shard. Raises `UserError` if the shard changed since it was indexed."""
         return _with_images(super().record(i), len(self._members(i)))
 
+    @property
+    def contains_images(self) -> bool:
+        """Returns whether there are images, which shards contain."""
+        return len(self.index.arrays["members"]) > 0
+
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
         """Returns the images of record i."""
         shard, _, _ = self.place(i)

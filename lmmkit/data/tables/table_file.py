@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import accumulate
 from typing import Any
 
@@ -24,6 +25,34 @@ IMAGES = 4  # the same for columns of images
 _BUFFER = 2**17
 _OPEN = 16  # files that a process keeps open
 _FEATHER = b"ARROW1"
+
+
+class _Pieces:
+    """Reads record batches one after the other. `begin`: the number of the first record of `piece`; None at the end."""
+
+    def __init__(self, pieces: Iterator[Any]) -> None:
+        self.pieces, self.begin = pieces, 0
+        self.piece = next(pieces, None)
+
+    def move(self) -> None:
+        """Reads the next batch."""
+        following = next(self.pieces, None)
+        self.begin, self.piece = self.begin + self.piece.num_rows, following
+
+
+_kept: ContextVar[dict[tuple, _Pieces] | None] = ContextVar(
+    "kept", default=None
+)  # by file, group and columns
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Lets each read in the block go on where the last one ended, so that reading a file in its order is fast."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 class TableFile(ABC):
@@ -66,13 +95,26 @@ class TableFile(ABC):
             got = f"no record {record + 1}: it has {len(self)}"
             raise UserError(TABLE_FILE.at(self.path, got=got, expected="the file as it was indexed"))
         at = record - (self.ends[group] - self.sizes[group])
-        for piece in self.pieces(group, columns, size):
-            if at < piece.num_rows:
+        reader = self.reader(group, columns, size, at)
+        while reader.piece is not None:
+            if at < reader.begin + reader.piece.num_rows:
                 with reading(f"{self.path}:{record + 1}"):
-                    return piece.slice(at, 1).to_pylist()[0]
-            at -= piece.num_rows
+                    return reader.piece.slice(at - reader.begin, 1).to_pylist()[0]
+            reader.move()
         got = f"a group of records that ends before record {record}"
         raise UserError(TABLE_FILE.at(self.path, got=got, expected="a complete file"))
+
+    def reader(self, group: int, columns: Sequence[str], size: int, at: int) -> _Pieces:
+        """Returns a reader of a group that has not passed record `at`: within `in_order` the one that read before."""
+        kept = _kept.get()
+        if kept is None:
+            return _Pieces(self.pieces(group, columns, size))
+        key = (self.path, group, *columns)
+        if key not in kept or at < kept[key].begin:
+            for other in [each for each in kept if each[:2] != key[:2]]:
+                del kept[other]
+            kept[key] = _Pieces(self.pieces(group, columns, size))
+        return kept[key]
 
     def place(self, group: int) -> str:
         """Returns the place of a group as messages name it."""
@@ -236,12 +278,17 @@ def reading(where: str, expected: str = "a complete file") -> Iterator[None]:
         raise UserError(TABLE_FILE.at(where, got=got, expected=expected)) from error
 
 
-@functools.lru_cache(_OPEN)
-def _open(path: str, size: int, changed: int) -> TableFile:
+def require_pyarrow(where: str) -> None:
+    """Raises `MachineError` if pyarrow is missing. `where`: what needs it."""
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise MachineError(NO_PYARROW.at("kind: messages", got="no package pyarrow")) from error
+        raise MachineError(NO_PYARROW.at(where, got="no package pyarrow")) from error
+
+
+@functools.lru_cache(_OPEN)
+def _open(path: str, size: int, changed: int) -> TableFile:
+    require_pyarrow("kind: messages")
     if path.endswith(".arrow"):
         with reading(path, "a complete Arrow file"):
             return _Arrow(path)

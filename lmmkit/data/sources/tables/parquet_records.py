@@ -110,9 +110,25 @@ class TableRecords(JsonRecords):
         images = _names(cells.get(column), frozenset(embedded), max(embedded, default=-1) + 1)
         return self.how.record(RawRecord(int(at["number"]), int(at["line"])), cells, images)
 
+    @property
+    def contains_images(self) -> bool:
+        """Returns whether cells contain images."""
+        return len(self.index.arrays["cell_records"]) > 0
+
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
         """Returns the images of record i: its cells, or the files that they name."""
         return tuple(self._image(i, path) for path in paths)
+
+    def names(self, i: int, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the paths of the images; of images of a cell those that it has beside their bytes."""
+        at, column = self.index.arrays["records"][i], self.how.parts.get("images", "")
+        listed: list[object] = []
+        if self.how.image == "struct" and "path" in self.how.fields and any(map(_EMBEDDED.fullmatch, paths)):
+            path = str(self.files.paths[int(at["file"])])
+            listed = _listed(open_table(path).read(int(at["offset"]), [f"{column}.path"])[column])
+        inside = dict(enumerate(each.get("path") if isinstance(each, dict) else None for each in listed))
+        found = (inside.get(int(m[1])) if (m := _EMBEDDED.fullmatch(path)) else path for path in paths)
+        return tuple(path if isinstance(path, str) else "" for path in found)
 
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image of a cell, and each file once, with its first record."""

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from lmmkit.api.sample import Image
-from lmmkit.data.images import read_image
+from lmmkit.data.images import read_bytes, read_image
 from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import check_images, missing_images, open_records
 from lmmkit.data.sources.tables import parquet_records
 from lmmkit.data.sources.tables.table_names import table_files
-from lmmkit.data.tables.table_file import open_table
+from lmmkit.data.tables.table_file import in_order, open_table
 from lmmkit.errors import MachineError, UserError
+from lmmkit.errors.data import TABLE_FILE
 from lmmkit.plan.prepare import prepare
 from tests.conftest import PLAIN
 from tests.data.sources.test_messages_records import PAIRS, asked, text
@@ -421,6 +422,58 @@ def test_records_in_large_row_groups_are_counted(folder, monkeypatch):
         assert opened(path).notes.get(parquet_records.SLOW, 0) == count
     written(folder / "r.arrow", {"messages": talks(8), "images": cells(8)})
     assert opened(folder / "r.arrow").notes == {}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_reading_in_order_reads_each_piece_once(folder, name, monkeypatch):
+    path = folder / ("r.arrow" if name == "feather" else name)
+    columns = {"messages": talks(40), "images": cells(40), "id": [f"k{i}" for i in range(40)]}
+    records = opened(written(path, columns, groups=25, format=name))
+    kind, read = type(open_table(str(path))), []
+    pieces = kind.pieces
+
+    def counting(self, group, columns, size):
+        for piece in pieces(self, group, columns, size):
+            read.append((group, *columns))
+            yield piece
+
+    monkeypatch.setattr(kind, "pieces", counting)
+
+    def content(i):
+        (image,) = records[i].images
+        return records[i].key, read_bytes(image)
+
+    numbers = [*range(40), 39, 3, 30, 7, 7]
+    alone = [content(i) for i in numbers]
+    many, read[:] = len(read), []
+    with in_order():
+        assert [content(i) for i in range(40)] == alone[:40]
+        # 7 + 4 pieces of images; of texts, 1 + 1 pieces and those of the groups: none is read again
+        assert len(read) == 7 + 4 + 2 and many > 10 * len(read)
+        assert [content(i) for i in numbers] == alone
+    read.clear()
+    content(39)
+    assert len(read) > 4
+
+
+def test_a_group_that_breaks_while_it_is_read_in_order_gives_no_wrong_record(folder, monkeypatch):
+    path = written(folder / "r.parquet", {"messages": talks(9), "images": cells(9)}, groups=9)
+    table = open_table(str(path))
+    pieces = type(table).pieces
+
+    def breaking(self, group, columns, size):
+        for number, piece in enumerate(pieces(self, group, columns, size)):
+            if number == 1:
+                raise UserError(TABLE_FILE.at(self.path, got="broken", expected="a complete file"))
+            yield piece
+
+    monkeypatch.setattr(type(table), "pieces", breaking)
+    with in_order():
+        assert table.read(2, ["images"], 4)["images"][0]["bytes"] == png(2)
+        for record in (5, 5, 8):
+            with pytest.raises(UserError):
+                table.read(record, ["images"], 4)
+        assert table.read(3, ["images"], 4)["images"][0]["bytes"] == png(3)
 
 
 def test_a_missing_pyarrow_is_a_fault_of_the_machine(folder, monkeypatch):
