@@ -111,8 +111,9 @@ def _tensor(image: Pil.Image, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     """Returns the pixels of an image for an encoder: uint8 [3, size, size], or of each tile."""
     if isinstance(fit, AnyRes):
         tiles = cut_tiles(image, fit.used, cut.size, RESAMPLING[cut.resample])
-        pixels = np.stack([np.asarray(tile) for tile in tiles])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return (
+            torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2).contiguous()
+        )
     return torch.from_numpy(np.array(_fitted(image, cut, fit))).permute(2, 0, 1).contiguous()
 
 
