@@ -99,6 +99,15 @@ def read_image(path: File, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     return _read(path, [cut], fit)[0]
 
 
+def small_image(path: File, most: int) -> Pil.Image:
+    """Returns an image as a viewer shows it, upright and RGB, with sides of at most `most`. Raises as `read_image`."""
+    with _opened(path, "crop") as opened:
+        opened.load()
+        image = _rgb(_upright(opened))
+        image.thumbnail((most, most))
+        return image
+
+
 def _read(path: File, cuts: Iterable[ImageSpec | Cut], fit: ImageFit) -> list[Tensor]:
     """Returns the pixels of an image in each of these sizes; the file is decoded once."""
     with _opened(path, fit) as opened:
