@@ -19,7 +19,7 @@ FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs ablation report
-        demo commands
+        demo chat_page commands
         cli __main__
     """,
     "lmmkit.ablation": """
@@ -33,6 +33,9 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.build": """
         device model teachers reference stage
+    """,
+    "lmmkit.chat_page": """
+        session guard app serve
     """,
     "lmmkit.commands": """
         support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
@@ -56,7 +59,7 @@ FLOORS: dict[str, str] = {
         source_kind rows image_copies json_writer shard_writer table_columns table_writer convert_records
     """,
     "lmmkit.data.fits": """
-        tiles
+        tiles native
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
@@ -321,6 +324,7 @@ def test_only_its_backend_imports_xformers_and_only_weights_knows_families():
 def test_an_extra_is_imported_only_where_it_is_named(path):
     named = {name.split(".")[0] for node in ast.parse(path.read_text()).body for name in _imported(node)}
     assert not named & {"bitsandbytes", "wandb", "scipy", "statsmodels", "pyarrow", "openpyxl"}
+    assert path.parent.name == "chat_page" or not named & {"starlette", "uvicorn"}
 
 
 def _imported(node: ast.stmt) -> list[str]:

@@ -23,6 +23,7 @@ TESTED_BY = {
     "build/reference": "training/test_reference.py",
     "build/stage": "test_build.py",
     "build/teachers": "training/test_reference_teachers.py",
+    "chat_page/guard": "chat_page/test_app.py",
     "data/convert/image_copies": "data/convert/test_convert_records.py",
     "data/convert/json_writer": "data/convert/test_convert_records.py",
     "data/convert/rows": "data/convert/test_convert_records.py",

@@ -45,6 +45,11 @@ def test_the_templates_of_the_report_travel(wheel):
     assert names <= set(wheel.namelist()) and "lmmkit/report/templates/layout.html.j2" in names
 
 
+def test_the_page_of_the_chat_travels(wheel):
+    path = ROOT / "lmmkit" / "chat_page" / "page.html"
+    assert wheel.read("lmmkit/chat_page/page.html") == path.read_bytes()
+
+
 def test_the_demo_model_travels(wheel):
     for path in (ROOT / "lmmkit" / "demo" / "model").iterdir():
         assert wheel.read(f"lmmkit/demo/model/{path.name}") == path.read_bytes()

@@ -21,7 +21,14 @@ CODE = [
 HISTORY = ("LAB.md", "CHANGELOG.md")  # what was measured under older names
 DOCUMENTS = [
     path
-    for pattern in ("*.md", "docs/*.md", "recipes/**/*.yaml", "lmmkit/**/*.md", "lmmkit/report/templates/*")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "recipes/**/*.yaml",
+        "lmmkit/**/*.md",
+        "lmmkit/**/*.html",
+        "lmmkit/report/templates/*",
+    )
     for path in sorted(ROOT.glob(pattern))
     if path.name not in HISTORY
 ]

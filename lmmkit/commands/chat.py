@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmmkit.commands.support.chat_lines import HELP, edit_lines, paths_in, read_line
-from lmmkit.commands.support.common import STARTING, Dtype, Trust, err, refused_file, reporting, safe, show
+from lmmkit.commands.support.common import (
+    STARTING,
+    Dtype,
+    Trust,
+    err,
+    out,
+    refused_file,
+    reporting,
+    safe,
+    show,
+)
 from lmmkit.errors import Tried, UserError, raise_together
-from lmmkit.errors.commands import CHAT_MODEL
+from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_WEB
 from lmmkit.progress import shown_on, working
 
 if TYPE_CHECKING:
+    from lmmkit.demo.image import DrawnImage
     from lmmkit.inference.conversation import Conversation
 
 
@@ -44,11 +56,18 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed for sampling, and of the image that --demo draws.")] = 0,
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve a page for this machine's browser instead (extra `web`).")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="With --web: the port of 127.0.0.1; 0 is any free one.")
+    ] = 0,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
 ) -> None:
     """Chat with a trained model about images."""
     model = _model(model, demo)
+    _require_fitting(prompt, web, port)
     with working(STARTING):
         import torch
 
@@ -57,15 +76,21 @@ def chat(
         from lmmkit.inference.generate import Sampled, greedy
         from lmmkit.inference.load import load
 
-    if demo and not image:
-        image = [_drawn_image(seed)]
-    images = image or []
+        serve_page = _page_server() if web else None
+
+    drawn = _draw(seed) if demo and not image else None
+    images = [drawn.path] if drawn else image or []
     raise_together([Tried(partial(check_header, path, "crop")) for path in images])
     chat_model = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     generator = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, generator) if temperature > 0 else greedy
     conversation = Conversation(chat_model, max_new_tokens=max_new_tokens, choose=choose)
     conversation.add_images(images)
+    if serve_page is not None:
+        return serve_page(conversation, "the demo's model" if demo else str(model), drawn, port)
+    if drawn:
+        err.print(f"image: {drawn.path}, {_notes(drawn)[0]}")
+        err.print(f"{_notes(drawn)[1]} Questions, for example: {' '.join(drawn.questions)}")
     if prompt is not None:
         return _ask(conversation, prompt)
     about = "Ask about the image" if len(images) == 1 else "Ask about the images" if images else "Ask"
@@ -125,14 +150,55 @@ def _model(model: Path | None, demo: bool) -> Path:
     return DEMO_MODEL if model is None else model
 
 
-def _drawn_image(number: int) -> Path:
-    """Draws an image for the demo's model into a temporary folder, which remains. Prints where and what it is."""
+def _require_fitting(prompt: str | None, web: bool, port: int) -> None:
+    """Raises `UserError` for options that exclude each other."""
+    if web and prompt is not None:
+        raise UserError(CHAT_WEB.at("--web", got="`--web` and `--prompt`"))
+    if port and not web:
+        raise UserError(CHAT_WEB.at("--port", got=f"`--port {port}` without `--web`"))
+
+
+def _draw(number: int) -> DrawnImage:
+    """Draws an image for the demo's model into a temporary folder, which remains."""
     from lmmkit.demo.image import draw_image
 
     try:
-        drawn = draw_image(Path(tempfile.mkdtemp(prefix="lmmkit-demo-")), number)
+        return draw_image(Path(tempfile.mkdtemp(prefix="lmmkit-demo-")), number)
     except OSError as error:
         raise refused_file(error) from error
-    err.print(f"image: {drawn.path}, a drawn scene that the model was not trained on: {drawn.content}")
-    err.print(f"The model knows such scenes only. Questions, for example: {' '.join(drawn.questions)}")
-    return drawn.path
+
+
+def _notes(drawn: DrawnImage) -> tuple[str, str]:
+    """Returns what a drawn image is, and what the demo's model knows."""
+    return (
+        f"a drawn scene that the model was not trained on: {drawn.content}",
+        "The model knows such scenes only.",
+    )
+
+
+def _page_server() -> Callable[[Conversation, str, DrawnImage | None, int], None]:
+    """Returns the function that serves the page until it is stopped. Raises `UserError` if a package is missing."""
+    try:
+        from lmmkit.chat_page.serve import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UserError(CHAT_NO_WEB.at("--web", got=f"no package {error.name}")) from error
+    from lmmkit.chat_page.session import About, ChatSession
+
+    def serve_page(conversation: Conversation, title: str, drawn: DrawnImage | None, port: int) -> None:
+        about = About(title=title)
+        if drawn:
+            notes = [f"The image is {_notes(drawn)[0]}", _notes(drawn)[1]]
+            about = About(title=title, notes=notes, questions=drawn.questions)
+        with tempfile.TemporaryDirectory(prefix="lmmkit-chat-") as folder, shown_on(None):
+            serve(ChatSession(conversation, Path(folder), about), port=port, on_address=_show_address)
+
+    return serve_page
+
+
+def _show_address(address: str) -> None:
+    out.print(address)
+    err.print(
+        "Open this address in a browser on this machine; whoever has it can use the model. Ctrl-C ends."
+    )

@@ -18,6 +18,18 @@ CHAT_MODEL = Code(
     expected="one model: a run, a model folder, or the one that comes with lmmkit",
     hint="`lmmkit chat RUN_OR_MODEL`, or `lmmkit chat --demo`.",
 )
+CHAT_NO_WEB = Code(
+    "chat/no-web", cause="starlette or uvicorn, which serve the page of `lmmkit chat --web`, is not installed.",
+    expected="the packages of the extra `web`", hint='Run `pip install "lmmkit[web]"`.',
+)
+CHAT_PORT = Code(
+    "chat/port", cause="The system does not give the port for the page of `lmmkit chat --web`.",
+    expected="a free port", hint="Name another one (`lmmkit chat ... --web --port N`), or none, for any that is free.",
+)
+CHAT_WEB = Code(
+    "chat/web", cause="`--prompt`, which asks one question and ends, is given with `--web`, or `--port` without it.",
+    expected="`--web`, alone or with `--port`, or neither", hint="Remove one of the two.",
+)
 LEARNED_TOKENS = Code(
     "chat/learned-tokens",
     cause="The model needs learned tokens in every sequence, and plain token ids cannot contain them.",

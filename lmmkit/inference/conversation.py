@@ -97,6 +97,11 @@ class Conversation:
         """Stops the answer that another thread waits for, before its next token."""
         self._stopped.set()
 
+    @property
+    def stopped(self) -> bool:
+        """Returns whether the last answer was stopped."""
+        return self._stopped.is_set()
+
     def attention(self, turn: int) -> ImageAttention | None:
         """Returns the attention of an answer, by the number of its turn, to the images of all questions before it;
         None if there are none or it has no text."""

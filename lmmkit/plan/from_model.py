@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from lmmkit.api.sample import ImageFit
 from lmmkit.data.chat_templates import default_template
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import UserError
@@ -26,6 +25,7 @@ from lmmkit.recipe import (
     model_from_mapping,
     read_recipe,
 )
+from lmmkit.recipe.model import Fit
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained
 
@@ -54,7 +54,7 @@ def recipe_of(
     encoder = _encoder_in(vision, source.layer) if vision else _encoder_of(source)
     if source.connector and encoder is None:
         raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
-    image_fit: ImageFit = source.tiles or ("pad" if source.pads or encoder is None else encoder[1])
+    image_fit: Fit = source.tiles or ("pad" if source.pads or encoder is None else encoder[1])
     model = Model(
         vision=encoder[0] if source.connector and encoder else None,
         connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
@@ -96,7 +96,7 @@ def no_text(folder: Path, kind: str) -> UserError:
     return UserError(NO_TEXT.at(str(folder), got=f"{kind}: an encoder alone"))
 
 
-def _encoder_in(folder: Path, layer: int | None) -> tuple[VisionFrom, ImageFit] | None:
+def _encoder_in(folder: Path, layer: int | None) -> tuple[VisionFrom, Fit] | None:
     """Returns a recipe section for the encoder in a folder, and its `image_fit`; None without an encoder.
 
     `layer`: the vision state to read, if it is not the folder's.
@@ -111,7 +111,7 @@ def _encoder_in(folder: Path, layer: int | None) -> tuple[VisionFrom, ImageFit] 
     return VisionFrom(from_=str(folder.resolve()), feature_layer=layer), fit
 
 
-def _encoder_of(source: PretrainedFolder) -> tuple[VisionFrom, ImageFit] | None:
+def _encoder_of(source: PretrainedFolder) -> tuple[VisionFrom, Fit] | None:
     if source.vision is None:
         return None
     name, layer = str(source.folder.resolve()), source.vision.section.feature_layer

@@ -22,8 +22,11 @@ SCRIPTS = {
     "grid": ("base.js",),
     "data": ("base.js", "data.js"),
 }
-STYLES = dict.fromkeys(("runs", "grid"), ("base.css", "sections.css", "narrow.css"))
-STYLES["data"] = ("base.css", "narrow.css", "data.css")
+STYLES = {
+    "runs": ("base.css", "sections.css", "narrow.css"),
+    "grid": ("base.css", "sections.css", "narrow.css"),
+    "data": ("base.css", "narrow.css", "data.css"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,6 +315,7 @@ def _llava_next(folder: Path, config: Config, feature_layer: int | None) -> Pret
     found = _llava_hf(folder, config, feature_layer)
     assert found.vision is not None, "a llava-hf folder has an encoder"
     side = found.vision.section.image_size
+    assert side is not None, "and its encoder has a size"
     sizes = config.values.get("image_grid_pinpoints", NEXT_SIZES)
     good = isinstance(sizes, list) and all(
         isinstance(size, list)

@@ -44,9 +44,9 @@ def opened_chromium() -> Iterator[Any]:
 
 
 class OpenPage:
-    """A page in the browser with the messages and requests that it made."""
+    """A page in the browser, of a file or an address, with the messages and requests that it made."""
 
-    def __init__(self, chromium, file: Path, *, width: int = 1280, address: str = "", **options):
+    def __init__(self, chromium, file: Path | str, *, width: int = 1280, address: str = "", **options):
         self.context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
         self.page = self.context.new_page()
         self.messages: list[str] = []
@@ -57,4 +57,4 @@ class OpenPage:
             "request",
             lambda request: None if request.url.startswith("data:") else self.requests.append(request.url),
         )
-        self.page.goto(file.as_uri() + address)
+        self.page.goto((file.as_uri() if isinstance(file, Path) else file) + address)

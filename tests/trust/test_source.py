@@ -18,6 +18,8 @@ ALLOWED = {
     ("lmmkit/api/plugin_files.py", "imports importlib (runs code)"): "runs a plugin file, behind --trust-files alone",
     ("lmmkit/attention/xformers_backend.py", "imports ctypes (runs code)"): "loads the CUDA runtime of an installed package",
     ("lmmkit/runs/run_lock.py", "imports socket (connects)"): "gethostname, for the run's lock",
+    ("lmmkit/chat_page/serve.py", "imports socket (connects)"): "listens on the loopback address, at `lmmkit chat --web` alone",
+    ("lmmkit/chat_page/serve.py", "imports uvicorn (serves)"): "the same; the guard asks for the token of the address",
     ("lmmkit/commands/support/jobs.py", "imports subprocess (runs programs)"): "this Python with commands of ours, no shell",
     ("lmmkit/commands/model.py", "passes allow_pickle"): "the user's own option; the reader is torch's weights-only one",
     ("lmmkit/model/transforms/compiled.py", "names torch.compile"): "compiles methods of ours; no data decides what they are",
