@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as Pil
+from starlette.testclient import TestClient
 
 from lmmkit.api.sample import AnyRes
 from lmmkit.chat_page import app as app_module
@@ -19,8 +20,6 @@ from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
 from lmmkit.inference.conversation import Conversation
 from lmmkit.inference.load import load
-
-testing = pytest.importorskip("starlette.testclient", reason="starlette's client needs httpx")
 
 TOKEN, HOST = "a-token", "127.0.0.1:8123"
 OWN = {"origin": f"http://{HOST}"}
@@ -49,7 +48,7 @@ class Page:
     def __init__(self, talk: Conversation, folder: Path):
         self.folder = folder
         self.session = ChatSession(talk, folder, About(title="t", notes=[EVIL], questions=[COUNT]))
-        self.client = testing.TestClient(chat_app(self.session, TOKEN), base_url=f"http://{HOST}")
+        self.client = TestClient(chat_app(self.session, TOKEN), base_url=f"http://{HOST}")
 
     def get(self, path: str):
         return self.client.get(f"/{TOKEN}/{path}")
