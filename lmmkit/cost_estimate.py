@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from lmmkit import build
 from lmmkit.api.batch import Batch
@@ -214,14 +214,20 @@ class Load:
         rows = max(map(len, batches))
         rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
         images, head_rows = (
-            max(len(part(batch)) / len(batch) for batch in batches)
-            for part in (lambda b: b.pixels_ICXY, _head_rows)
+            max(part(batch) / len(batch) for batch in batches) for part in (_images, _head_rows)
         )
         return cls(rows, round(images * rows), round(head_rows * rows), max(map(len, steps)))
 
 
-def _head_rows(batch: Batch) -> Tensor:
-    return batch.target_S if batch.head is None else batch.head.row_R
+def _images(batch: Batch) -> float:
+    """Returns the number of images; those that keep their shape count by their pixels."""
+    pixels_ICXY, patches = batch.pixels_ICXY, batch.patches
+    native = 0.0 if patches is None else patches.patch_RF.numel() / pixels_ICXY.shape[1:].numel()
+    return len(pixels_ICXY) + native
+
+
+def _head_rows(batch: Batch) -> int:
+    return len(batch.target_S if batch.head is None else batch.head.row_R)
 
 
 def _bytes(

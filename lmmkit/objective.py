@@ -222,7 +222,7 @@ class Objective(nn.Module):
         blank image in text-only samples. If a blank image was encoded, the encoder is connected through it.
         """
         idle, reached, sources = [self.plugins], [], {scatter.source for scatter in batch.scatters}
-        if "vision" not in sources:
+        if not sources & {"vision", "native"}:
             idle += [self.lmm.connector]
             if out.seen_IND is None:
                 idle += [self.lmm.vision]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lmmkit import build
 from lmmkit.api.layout import row_count
-from lmmkit.api.sample import AnyRes, Image, Sample, Turn, View
+from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import first_id
 from lmmkit.data.images import image_size, normalise, read_image
 from lmmkit.errors import MachineError
@@ -341,7 +341,7 @@ def _answer_to(prompt: Prompt) -> str:
 
 
 def _tiled(model: ChatModel) -> bool:
-    return isinstance(model.prepared.recipe.model.chat.image_fit, AnyRes)
+    return not isinstance(model.prepared.recipe.model.chat.image_fit, str)
 
 
 # ------------------------------------------------------------------ by lmmkit

@@ -59,7 +59,7 @@ FLOORS: dict[str, str] = {
         source_kind rows image_copies json_writer shard_writer table_columns table_writer convert_records
     """,
     "lmmkit.data.fits": """
-        tiles
+        tiles native
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records

@@ -6,7 +6,8 @@ are Python ints, so a training step never waits for a value from the device.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -25,12 +26,51 @@ WEIGHT = "weight/"  # before the name of a sum whose weights are counted in plac
 class EmbedScatter:
     """Describes `x[row_N] = source[item_N]`: the embeddings of rows without a token id.
 
-    `source` is "vision" (items count the rows of all images, image by image) or "plugins.<instance>".
+    `source` is "vision" (items count the rows of all images of one size, image by image), "native" (those of
+    `patches`), "newline" (the learned row of tiles) or "plugins.<instance>".
     """
 
     source: str
     row_N: Tensor
     item_N: Tensor
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Holds preprocessed images of unlike sizes as patches, image by image and line by line: `patch_RF` is
+    [patches, colours x patch height x patch width]. `grids`: the lines and columns of each image."""
+
+    patch_RF: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, pixels: Sequence[Tensor], side: int) -> Patches:
+        """Cuts images [3, X, Y] into patches, `side` pixels wide and high."""
+        grids = tuple((image.shape[1] // side, image.shape[2] // side) for image in pixels)
+        cut = [
+            image.unflatten(2, (columns, side))
+            .unflatten(1, (lines, side))
+            .permute(1, 3, 0, 2, 4)
+            .flatten(0, 1)
+            for image, (lines, columns) in zip(pixels, grids, strict=True)
+        ]
+        return cls(torch.cat(cut).flatten(1), grids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Returns the number of patches of each image."""
+        return [lines * columns for lines, columns in self.grids]
+
+    def pixels(self, image: int) -> Tensor:
+        """Returns the pixels [3, X, Y] of an image."""
+        (lines, columns), start = self.grids[image], sum(self.lengths[:image])
+        patch_NF = self.patch_RF[start : start + lines * columns]
+        side = math.isqrt(patch_NF.shape[1] // 3)
+        return (
+            patch_NF.view(lines, columns, 3, side, side)
+            .permute(2, 0, 3, 1, 4)
+            .reshape(3, lines * side, columns * side)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,8 +147,9 @@ class Batch:
     blocks, ascending, by the number of blocks.
     `labels` is keyed "instance/key": those of a task have a row for each of its views, those of a loss a row
     for each of all views, those of a `RowLoss` one for each of its items. `views` lists (view name, sample key)
-    in order, and `sample_V` has the number of the sample of each. `first_image_V`
-    is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
+    in order, and `sample_V` has the number of the sample of each. `patches` has the images that keep their shape.
+    `first_image_V` is the number of the first image of each view, in `pixels_ICXY` or after these in `patches`, -1 if
+    it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. If they are divided by the sum of their weights, it has these as "weight/next_token" and
     "weight/loss/SOURCE". `source_S` is the index in `sources` for those rows, and `len(sources)`
@@ -140,10 +181,16 @@ class Batch:
     sources: tuple[str, ...] = ()
     source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     weight_S: Tensor | None = None
+    patches: Patches | None = None
     teacher_pixels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id_T)
+
+    @property
+    def images(self) -> int:
+        """Returns the number of images, of which an overview and its tiles are several."""
+        return len(self.pixels_ICXY) + (0 if self.patches is None else len(self.patches.grids))
 
     @property
     def forest(self) -> Forest:
@@ -196,7 +243,11 @@ class Batch:
 
     def first_image(self, view: int) -> Tensor:
         """Returns the preprocessed pixels [C, X, Y] of the first image of a view."""
-        return self.pixels_ICXY[self.first_image_V[view]]
+        number, sized = self.first_image_V[view], len(self.pixels_ICXY)
+        if number < sized:
+            return self.pixels_ICXY[number]
+        assert self.patches is not None, "it has the other images"
+        return self.patches.pixels(number - sized)
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the batch with all model inputs on `device`; the forest and the calls stay on the host."""
@@ -222,6 +273,9 @@ class Batch:
             id_T=move(self.id_T),
             scatters=tuple(EmbedScatter(s.source, move(s.row_N), move(s.item_N)) for s in self.scatters),
             pixels_ICXY=move(self.pixels_ICXY),
+            patches=None
+            if self.patches is None
+            else Patches(move(self.patches.patch_RF), self.patches.grids),
             predict=move_gather(self.predict),
             target_S=move(self.target_S),
             term_S=move(self.term_S),

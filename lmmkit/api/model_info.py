@@ -42,6 +42,11 @@ class ImageSpec:
         """Returns the number of tokens that the encoder gives for one image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def patch(self) -> int:
+        """Returns the width and height of a patch in pixels."""
+        return self.size // self.grid[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dims:

@@ -42,7 +42,20 @@ class AnyRes:
         return f"anyres {', '.join(f'{lines}x{columns}' for lines, columns in self.used)}"
 
 
-ImageFit: TypeAlias = FitName | AnyRes
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """Describes how images keep their shape: each side is rounded to a multiple of `multiple` patches. An image of more
+    than `max_patches` is made smaller.
+    """
+
+    max_patches: int
+    multiple: int = 1
+
+    def __str__(self) -> str:
+        return f"native, at most {self.max_patches} patches"
+
+
+ImageFit: TypeAlias = FitName | AnyRes | Native
 
 
 class ImageEdit(Protocol):

@@ -23,7 +23,8 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec, Resample
-from lmmkit.api.sample import AnyRes, Image, ImageFit
+from lmmkit.api.sample import AnyRes, Image, ImageFit, Native
+from lmmkit.data.fits.native import native_grid
 from lmmkit.data.fits.tiles import HeightWidth, Tiling, cut_tiles
 from lmmkit.data.tables.table_file import read_cell
 from lmmkit.errors import LmmkitError, UserError
@@ -91,7 +92,8 @@ def read_image(path: File, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     `crop`: the short side becomes `size` and the middle is cut out, as in LLaVA-1.5's first stage.
     `pad`: before that, the image is made square with bars in the mean colour, as in its second stage.
     `stretch`: both sides become `size`, as in SigLIP. Of an animation the first frame is read.
-    Transparent pixels are blended over white. `AnyRes`: the overview and the tiles, [images, 3, size, size].
+    Transparent pixels are blended over white. `AnyRes`: the overview and the tiles, [images, 3, size, size]. `Native`:
+    the image in its shape, [3, height, width].
 
     Raises `UserError` with path and reason unless the file is a complete image in an allowed format
     and size.
@@ -123,6 +125,12 @@ def _tensor(image: Pil.Image, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
         return (
             torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2).contiguous()
         )
+    if isinstance(fit, Native):
+        assert isinstance(cut, ImageSpec), "the plan refuses teachers, which have a size of their own"
+        lines, columns = native_grid((image.height, image.width), cut.patch, fit.max_patches, fit.multiple)
+        size, filter_ = (columns * cut.patch, lines * cut.patch), RESAMPLING[cut.resample]
+        resized = image if image.size == size else image.resize(size, filter_)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
     return torch.from_numpy(np.array(_fitted(image, cut, fit))).permute(2, 0, 1).contiguous()
 
 
@@ -145,6 +153,29 @@ class TiledRows:
             got = f"{size[1]} x {size[0]} pixels on {found.grid[0]} x {found.grid[1]} tiles"
             raise UserError(IMAGE_NARROW.at(image_place(image), got=got))
         return found
+
+
+@dataclass(frozen=True)
+class NativeRows:
+    """Gives the rows of images that keep their shape: one for each patch."""
+
+    fit: Native
+    spec: ImageSpec
+
+    def __call__(self, image: Image) -> int:
+        lines, columns = self.grid(image)
+        return lines * columns
+
+    def grid(self, image: Image) -> HeightWidth:
+        """Returns the lines and columns of an image. Raises `UserError` if its header cannot be read."""
+        return native_grid(image_size(image), self.spec.patch, self.fit.max_patches, self.fit.multiple)
+
+
+def rows_by_shape(fit: ImageFit, spec: ImageSpec) -> RowsOf | None:
+    """Returns what gives the rows of images that depend on their shape; None if all images have one size."""
+    if isinstance(fit, AnyRes):
+        return TiledRows(fit, spec)
+    return NativeRows(fit, spec) if isinstance(fit, Native) else None
 
 
 def image_size(image: Image) -> HeightWidth:

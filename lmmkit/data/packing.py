@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import WEIGHT, Batch, EmbedScatter, Ragged, RowGather
+from lmmkit.api.batch import WEIGHT, Batch, EmbedScatter, Patches, Ragged, RowGather
 from lmmkit.api.components import RowLoss, Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import AttnMass, Need, teacher_models_of, teachers_of
-from lmmkit.api.sample import AnyRes, Image, ImageFit, View
+from lmmkit.api.sample import AnyRes, Image, ImageFit, Native, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.fits.tiles import NEWLINE
@@ -60,8 +61,8 @@ class LaidOut(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Holds the name of the first view that shows an image, the number of its first row among those of all, and that
-    of its first input of the encoder, of which an image that is cut into tiles has several."""
+    """Holds the name of the first view that shows an image, the number of its first row among those of all images of
+    one size, or of all others, and likewise that of its first input of the encoder, of which tiles are several."""
 
     owner: str
     first: int
@@ -153,9 +154,11 @@ class Packer:
         members = [m for sample in samples for m in sample.members]
         forest, paths = self._arranged(members)
         id_T, scatters, shown = _origins(members, paths, len(forest), self.image)
-        pixels = [
-            self._pixels(images[unedited(ref[0]), ref[1]], ref[0], at.owner) for ref, at in shown.items()
-        ]
+        pixels, native = [], []
+        for ref, at in shown.items():
+            found = self._pixels(images[unedited(ref[0]), ref[1]], ref[0], at.owner)
+            (native if isinstance(ref[1], Native) else pixels).append(found)
+        pixels_ICXY = self._stacked(pixels, blank=self.blank and not native)
         predict, target_S, term_S = self._targets(members, paths)
         placed = [
             PlacedView(v, *member, path) for v, (member, path) in enumerate(zip(members, paths, strict=True))
@@ -173,9 +176,8 @@ class Packer:
             last=_ready(replace(spec, read_T=last_rows(len(forest), predict, gathers, maps))),
             id_T=id_T,
             scatters=scatters,
-            pixels_ICXY=_stacked(pixels)
-            if pixels
-            else torch.zeros(int(self.blank), 3, self.image.size, self.image.size),
+            pixels_ICXY=pixels_ICXY,
+            patches=Patches.of(native, self.image.patch) if native else None,
             predict=predict,
             target_S=target_S,
             term_S=term_S,
@@ -190,7 +192,7 @@ class Packer:
             labels=self._labels(members, gathers),
             views=_names(members),
             sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
-            first_image_V=_first_images(members, shown),
+            first_image_V=_first_images(members, shown, len(pixels_ICXY)),
             teacher_pixels=teacher_pixels,
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
@@ -231,6 +233,14 @@ class Packer:
                 raise UserError(TILES.at(f"plugins.{owner}", got="an edit of an image"))
             return torch.stack([image.edit(tile) for tile in pixels_CXY])
         return plugin_calls.edited(owner, image.edit, pixels_CXY)
+
+    def _stacked(self, pixels: Sequence[Tensor], *, blank: bool) -> Tensor:
+        """Returns the inputs of the encoder, of images of one or of several. `blank`: one image if there is none."""
+        if not pixels:
+            return torch.zeros(int(blank), 3, self.image.size, self.image.size)
+        if all(each.dim() == 3 for each in pixels):
+            return torch.stack(list(pixels))
+        return torch.cat([each if each.dim() == 4 else each[None] for each in pixels])
 
     def _teachers(
         self, gathers: Mapping[Need, RowGather], shown: Mapping[ImageRef, Shown], images: Mapping
@@ -306,7 +316,7 @@ def _origins(
     id_T = np.full(total, -1, np.int64)
     item_T: dict[str, np.ndarray] = {}
     shown: dict[ImageRef, Shown] = {}
-    n_items = n_inputs = 0  # of the images so far, which may have unlike numbers of rows
+    n_items, n_inputs = Counter[str](), Counter[str]()  # by source, of the images so far
     for member, path in zip(members, paths, strict=True):
         start = 0
         for span in member.layout:
@@ -319,13 +329,15 @@ def _origins(
             if span.image is not None:
                 ref = (span.image, member.view.sample.image_fit)
                 items_N, inputs, items = _items(*ref, span.n, spec)
+                source = "native" if isinstance(ref[1], Native) else "vision"
                 if ref not in shown:
-                    shown[ref] = Shown(member.view.name, n_items, n_inputs)
-                    n_items, n_inputs = n_items + items, n_inputs + inputs
+                    shown[ref] = Shown(member.view.name, n_items[source], n_inputs[source])
+                    n_items[source] += items
+                    n_inputs[source] += inputs
                 if len(newlines := rows[items_N == NEWLINE]):
                     item_T.setdefault("newline", np.full(total, -1, np.int64))[newlines] = 0
                 rows, items_N = rows[items_N != NEWLINE], items_N[items_N != NEWLINE]
-                item_T.setdefault("vision", np.full(total, -1, np.int64))[rows] = shown[ref].first + items_N
+                item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = shown[ref].first + items_N
                 continue
             item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = np.arange(span.n)
     scatters = []
@@ -342,13 +354,6 @@ def _items(image: Image, fit: ImageFit, n: int, spec: ImageSpec) -> tuple[np.nda
         return np.arange(n), 1, n
     tiling = TiledRows(fit, spec).tiling(image)
     return tiling.token_of_rows(spec.grid), tiling.images, tiling.images * spec.tokens
-
-
-def _stacked(pixels: Sequence[Tensor]) -> Tensor:
-    """Returns the inputs of the encoder, of images of one or of several."""
-    if all(each.dim() == 3 for each in pixels):
-        return torch.stack(list(pixels))
-    return torch.cat([each if each.dim() == 4 else each[None] for each in pixels])
 
 
 def _names(members: Sequence[LaidOut]) -> tuple[tuple[str, str], ...]:
@@ -402,5 +407,10 @@ def _shown(member: LaidOut) -> list[ImageRef]:
     return [(span.image, fit) for span in member.layout if span.image is not None]
 
 
-def _first_images(members: Sequence[LaidOut], shown: Mapping[ImageRef, Shown]) -> tuple[int, ...]:
-    return tuple(next((shown[ref].input for ref in _shown(member)), -1) for member in members)
+def _first_images(members: Sequence[LaidOut], shown: Mapping[ImageRef, Shown], sized: int) -> tuple[int, ...]:
+    """Returns the number of the first image of each view. `sized`: how many images of one size come first."""
+    firsts = (next(iter(_shown(member)), None) for member in members)
+    return tuple(
+        -1 if ref is None else shown[ref].input + (sized if isinstance(ref[1], Native) else 0)
+        for ref in firsts
+    )

@@ -12,9 +12,9 @@ from lmmkit.api.components import AuxTask, Loss, TokenStrategy, TokenWeight, Vie
 from lmmkit.api.layout import CharWeight, Insert, Layout, insert_tokens, row_count, truncate
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
-from lmmkit.api.sample import AfterEos, AnyRes, Label, Sample, Supervision, View
+from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
-from lmmkit.data.images import RowsOf, TiledRows
+from lmmkit.data.images import RowsOf, rows_by_shape
 from lmmkit.data.layout_writer import WeightsOf
 from lmmkit.data.packing import LaidOut
 from lmmkit.data.sampler import sample_rng
@@ -105,9 +105,9 @@ class Views:
         return insert_tokens(layout, self.inserts(view), self.token_id)
 
     def rows_of_sample(self, sample: Sample) -> RowsOf:
-        """Returns what gives the rows of a sample's images: if they are cut into tiles, their sizes do."""
+        """Returns what gives the rows of a sample's images: those that have no common size, by their shape."""
         fit, spec = sample.image_fit, None if self.dims is None else self.dims.image
-        return TiledRows(fit, spec) if isinstance(fit, AnyRes) and spec and spec.size else self.rows_of
+        return (rows_by_shape(fit, spec) if spec and spec.size else None) or self.rows_of
 
     def measure(self, sample: Sample) -> None:
         """Raises `UserError` if an image has a size that gives it no rows."""

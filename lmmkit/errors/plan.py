@@ -183,8 +183,8 @@ PATCHES = Code(
     hint="Use `VisionAt(at, stage=\"projected\")`, give the term weight 0, or use another reducer or connector.",
 )
 TILES = Code(
-    "plan/tiles", cause="Images that are cut into tiles (`image_fit: {kind: anyres}`) meet something that needs "
-    "images of one size.",
+    "plan/tiles", cause="Images with rows by their shape (`image_fit` of kind `anyres` or `native`) meet something "
+    "that needs images of one size.",
     expected="`crop`, `pad` or `stretch` with it", hint="Name another `image_fit`, or do without the other.",
 )
 REFERENCE = Code(

@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.layout import Layout, row_count
-from lmmkit.api.sample import AnyRes, Image, Sample, Turn, View
+from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.images import ImageReader, save_pixels
@@ -125,7 +125,7 @@ class ChatModel:
 
     def _require_plain(self) -> None:
         fit = self.prepared.recipe.model.chat.image_fit
-        if isinstance(fit, AnyRes):
+        if not isinstance(fit, str):
             raise UserError(TILES.at("logits", got="pixels without the sizes of their images"))
         inference_plugins = [strategy.name for strategy, views in self.views.edits if views is None]
         if inference_plugins:

@@ -1,7 +1,8 @@
 """Vision encoders: a ViT that covers CLIP and SigLIP, and any timm ViT behind one interface.
 
 `forward(pixels_ICXY) -> x_IND`: patch tokens from the chosen layer, grid row by grid row; class and
-register tokens are removed. Layers after the chosen one are not built.
+register tokens are removed. Layers after the chosen one are not built. `packed(patches) -> x_RD` is the same for
+images of unlike sizes.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, get_args
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmmkit.api.batch import Patches
 from lmmkit.api.model_info import ImageSpec, Resample
 from lmmkit.attention.backends import Backend
+from lmmkit.attention.forest import blocks, expand
+from lmmkit.attention.interface import Heads, moved
+from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.errors import did_you_mean
 from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
 
@@ -52,12 +59,11 @@ class VisionShape:
 
 
 class VisionBlock(nn.Module):
-    """Computes a pre-norm transformer layer over I dense sequences of N tokens."""
+    """Computes a pre-norm transformer layer over sequences of tokens: I dense ones of N each, or packed ones."""
 
-    def __init__(self, shape: VisionShape, backend: Backend):
+    def __init__(self, shape: VisionShape):
         super().__init__()
         width, gain = shape.width, (2 * shape.depth) ** -0.5
-        self.heads, self.backend = shape.heads, backend
         self.activation = ACTIVATIONS[shape.activation]
         self.attention_norm = nn.LayerNorm(width, eps=shape.norm_eps)
         self.qkv = FusedLinear(width, {"q": width, "k": width, "v": width}, bias=True)
@@ -66,10 +72,10 @@ class VisionBlock(nn.Module):
         self.up = Linear(width, shape.mlp, bias=True)
         self.down = Linear(shape.mlp, width, bias=True, gain=gain)
 
-    def forward(self, x_IND: Tensor) -> Tensor:
-        qkv = self.before(x_IND).chunk(3, -1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in qkv)
-        return self.after(x_IND, self.backend.dense(q, k, v).flatten(2))
+    def forward(self, x_IND: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns the output of the layer. `attend` maps queries, keys and values, [..., 3 D], to what attention
+        gives."""
+        return self.after(x_IND, attend(self.before(x_IND)))
 
     def before(self, x_IND: Tensor) -> Tensor:
         """Returns the input of attention, [I, N, 3 D]."""
@@ -90,13 +96,13 @@ class ViT(nn.Module):
 
     def __init__(self, shape: VisionShape, backend: Backend):
         super().__init__()
-        self.shape, self.image = shape, shape.image
+        self.shape, self.image, self.backend = shape, shape.image, backend
         width, first = shape.width, int(shape.class_token)
         self.patch = nn.Conv2d(3, width, shape.patch, shape.patch, bias=shape.patch_bias)
         self.class_token = nn.Parameter(torch.empty(first, width))
         self.position = nn.Parameter(torch.empty(first + shape.image.tokens, width))
         self.pre_norm = nn.LayerNorm(width, eps=shape.norm_eps) if shape.pre_norm else nn.Identity()
-        self.blocks = nn.ModuleList(VisionBlock(shape, backend) for _ in range(shape.built))
+        self.blocks = nn.ModuleList(VisionBlock(shape) for _ in range(shape.built))
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.class_token, std=0.02)
@@ -110,8 +116,56 @@ class ViT(nn.Module):
         first_I1D = self.class_token.expand(len(patches_IND), -1, -1)
         x_IND = self.pre_norm(torch.cat([first_I1D, patches_IND], 1) + self.position)
         for block in self.blocks:
-            x_IND = block(x_IND)
+            x_IND = block(x_IND, self._dense)
         return x_IND[:, self.class_token.shape[0] :]
+
+    def _dense(self, qkv_IND: Tensor) -> Tensor:
+        """Returns attention over I sequences of one length."""
+        q, k, v = (part.unflatten(-1, (self.shape.heads, -1)) for part in qkv_IND.chunk(3, -1))
+        return self.backend.dense(q, k, v).flatten(2)
+
+    def packed(self, images: Patches) -> Tensor:
+        """Returns the patch tokens of images of any size, image by image, [R, D]: one pass without padding.
+
+        Positions are interpolated to the grid of each image.
+        """
+        first, patch_RF = len(self.class_token), images.patch_RF
+        patches_RD = F.linear(patch_RF, self.patch.weight.flatten(1), self.patch.bias)
+        position = {grid: self._positions(grid) for grid in dict.fromkeys(images.grids)}
+        parts = [
+            torch.cat([self.class_token, x_ND]) + position[grid]
+            for grid, x_ND in zip(images.grids, patches_RD.split(images.lengths), strict=True)
+        ]
+        x_TD = self.pre_norm(torch.cat(parts))
+        lengths = np.array([len(part) for part in parts])
+        attend = self._segments(lengths, x_TD.device)
+        for block in self.blocks:
+            x_TD = block(x_TD, attend)
+        if not first:
+            return x_TD
+        ends = lengths.cumsum()
+        return x_TD[moved(expand(ends - lengths + first, lengths - first), x_TD.device)]
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Returns the positions of an image of `grid` tokens, those of class tokens first."""
+        first, width = len(self.class_token), self.shape.width
+        plane_1DXY = self.position[first:].T.reshape(1, width, *self.image.grid)
+        if grid != self.image.grid:
+            plane_1DXY = F.interpolate(plane_1DXY, grid, mode="bicubic", antialias=True)
+        return torch.cat([self.position[:first], plane_1DXY[0].flatten(1).T])
+
+    def _segments(self, lengths: np.ndarray, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Returns attention over packed sequences of these lengths, each onto itself."""
+        size, total = self.shape.width // self.shape.heads, int(lengths.sum())
+        spec = AttentionSpec(
+            blocks(lengths), torch.zeros(total, dtype=torch.bool), torch.empty(0, dtype=torch.int64)
+        )
+        run, heads = self.backend.prepare(spec, device), Heads(self.shape.heads, self.shape.heads, size)
+        unturned = (
+            torch.ones(total, 1, size // 2, device=device),
+            torch.zeros(total, 1, size // 2, device=device),
+        )
+        return lambda qkv_TC: run(qkv_TC, heads, unturned)[0]
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
@@ -167,6 +221,16 @@ class TimmViT(nn.Module):
             pixels_ICXY, indices=[self.index], norm=False, output_fmt="NLC", intermediates_only=True
         )
         return x_IND
+
+    def packed(self, images: Patches) -> Tensor:
+        """Returns the patch tokens of images of any size, image by image, [R, D]: one pass for each size. The model
+        interpolates its positions (timm's `dynamic_img_size`)."""
+        found: dict[int, Tensor] = {}
+        for grid in dict.fromkeys(images.grids):
+            alike = [i for i, other in enumerate(images.grids) if other == grid]
+            pixels_ICXY = torch.stack([images.pixels(i) for i in alike])
+            found |= dict(zip(alike, self(pixels_ICXY), strict=True))
+        return torch.cat([found[i] for i in range(len(found))])
 
 
 @functools.cache  # so that the warning appears once

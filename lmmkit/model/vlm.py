@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from lmmkit.api.batch import Batch
+from lmmkit.api.batch import Batch, Patches
 from lmmkit.api.needs import VisionAt
 from lmmkit.attention.backends import Backend
 from lmmkit.attention.interface import AttentionFn
@@ -122,9 +122,17 @@ class LMM(nn.Module):
         sources = {**self.image_rows.learned(self.connector), **tokens}
         if projected_IND is not None:
             sources["vision"] = projected_IND.flatten(0, 1)
+        if batch.patches is not None:
+            sources["native"] = self.native(batch.patches)
         for scatter in batch.scatters:
             x_TD = x_TD.index_copy(0, scatter.row_N, sources[scatter.source][scatter.item_N].to(x_TD))
         return x_TD
+
+    def native(self, patches: Patches) -> Tensor:
+        """Returns the rows of images of unlike sizes, image by image: one for each patch, [R, D]."""
+        dtype = self.decoder.norm.weight.dtype
+        seen_RD = cast(ViT | TimmViT, self.vision).packed(Patches(patches.patch_RF.to(dtype), patches.grids))
+        return self.connector(seen_RD[None])[0]
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Returns the logits [S, V] in float32 or wider."""

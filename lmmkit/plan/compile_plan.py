@@ -38,13 +38,14 @@ def compile_plan(
     raise_all(problems)
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
     problems += checks.reducer(recipe, instances, dims) + teacher_problems(recipe, instances, dims)
-    problems += checks.tiles(recipe, dims)
+    problems += checks.tiles(recipe, dims) + checks.native(recipe, dims)
     problems += token_checks.inserts(recipe, instances, dims, tokenizer)
     problems += token_checks.stage_tokens(recipe, instances)
     raise_all(problems)
     plans = {stage: _compile(recipe, instances, stage, teachers) for stage in recipe.stages}
     for plan in plans.values():
         problems += checks.needs(recipe, instances, plan, dims) + checks.tile_needs(recipe, plan)
+        problems += checks.native_views(recipe, plan, dims)
     problems += token_checks.token_names(recipe, instances) + checks.extra_views(recipe, instances)
     raise_all(problems)
     for plan in plans.values():

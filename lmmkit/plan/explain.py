@@ -30,7 +30,7 @@ from lmmkit.api.needs import (
     VisionAt,
     selector,
 )
-from lmmkit.api.sample import AnyRes, ImageFit, Label
+from lmmkit.api.sample import AnyRes, ImageFit, Label, Native
 from lmmkit.data.fits.tiles import most_rows
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
@@ -100,7 +100,9 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
 
 
 def _tiles_text(name: str, fit: ImageFit, spec: ImageSpec) -> list[str]:
-    """Returns a line about the tiles of a source's images; none if they are not cut."""
+    """Returns a line about a source's images that have rows by their shape; none for images of one size."""
+    if isinstance(fit, Native):
+        return [f"  images of {name}  {fit}, and as many rows"]
     if not isinstance(fit, AnyRes):
         return []
     tiles = max(lines * columns for lines, columns in fit.used)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, Activation, Resample
-from lmmkit.api.sample import AfterEos, AnyRes, FitName, TemplateName
+from lmmkit.api.sample import AfterEos, AnyRes, FitName, Native, TemplateName
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
 
@@ -216,15 +216,28 @@ class AnyResFit(AnyRes):
     max_tiles: k.Tiles | None = None
 
 
+@section
+class NativeFit(Native):
+    """Describes `image_fit: {kind: native, ...}`."""
+
+    kind: Literal["native"]
+    max_patches: k.Count
+    multiple: k.Tiles = 1
+
+
 def _fit_shape(value: object) -> str:
-    cut = isinstance(value, AnyRes) or (isinstance(value, Mapping) and "kind" in value)
-    return "<anyres>" if cut else "<name>"
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "<name>" if kind is None else "<native>" if kind == "native" else "<anyres>"
 
 
 Fit = Annotated[
-    Annotated[FitName, Tag("<name>")] | Annotated[AnyResFit, Tag("<anyres>")],
+    Annotated[FitName, Tag("<name>")]
+    | Annotated[AnyResFit, Tag("<anyres>")]
+    | Annotated[NativeFit, Tag("<native>")],
     Discriminator(_fit_shape),
-    Says("crop, pad, stretch or {kind: anyres, grids: [[LINES, COLUMNS], ...]}"),
+    Says(
+        "crop, pad, stretch, {kind: anyres, grids: [[LINES, COLUMNS], ...]} or {kind: native, max_patches: N}"
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmmkit.api.sample import AnyRes, FitName
+from lmmkit.api.sample import AnyRes, ImageFit, Native
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.recipe import CONFLICT, NAME, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
 from lmmkit.recipe.model import (
@@ -180,8 +180,14 @@ def check_chat(chat: Chat, key: str, names: Names) -> Iterator[Problem]:
         yield CONFLICT.at(f"{key}.system", got="a system prompt", expected=expected, fix=fix)
 
 
-def check_fit(fit: FitName | AnyRes, key: str, names: Names) -> Iterator[Problem]:
-    """Checks that an image can be cut into one of the grids, and that no grid is there twice."""
+def check_fit(fit: ImageFit, key: str, names: Names) -> Iterator[Problem]:
+    """Checks that an image can be cut into one of the grids, and that no grid is there twice; that the smallest native
+    image has not too many patches."""
+    if isinstance(fit, Native) and fit.max_patches < (least := fit.multiple**2):
+        yield CONFLICT.at(
+            f"{key}.max_patches", got=str(fit.max_patches), expected=f"at least {least}, the square of `multiple`",
+            fix="Raise `max_patches`, or lower `multiple`.",
+        )  # fmt: skip
     if not isinstance(fit, AnyRes):
         return
     for i, grid in enumerate(fit.grids):

@@ -51,7 +51,7 @@ def data_page(
     prepared = prepare(recipe, trust_files=trust_files, data=recipe.stages[stage].data)
     pipeline = prepared.pipeline(stage)
     total = pipeline.total if source is None else len(pipeline.sources[source])
-    if first >= total:
+    if not 0 <= first < total:
         raise UserError(NO_RECORD.at("--record", got=f"record {first}", last=total - 1))
     places = source_places(pipeline, source, first, count) if source else first_places(pipeline, first, count)
     reader = SampleReader(pipeline)

@@ -12,7 +12,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.layout import Layout, Span, row_count
-from lmmkit.api.sample import AnyRes, Image, View
+from lmmkit.api.sample import AnyRes, Image, Native, View
 from lmmkit.data.images import ImageRef, TiledRows, natural
 from lmmkit.data.packing import LaidOut, read_images
 from lmmkit.data.pipeline import LOST, Pipeline
@@ -156,9 +156,14 @@ class SampleReader:
             if span.image is not None
         )
         files: dict[tuple[str, object], int] = {}
-        found, at = {}, 0
+        found, at, kept = {}, 0, 0
         for image, fit in refs:
             number = files.setdefault((image.path, image.part or image.cell), len(files) + 1)
+            if isinstance(fit, Native):
+                assert batch.patches is not None, "it has the images that keep their shape"
+                own_CXY, kept = natural(batch.patches.pixels(kept), spec), kept + 1
+                found[image, fit] = _shown(image, number, own_CXY[None], (0, 0))
+                continue
             tiling = TiledRows(fit, spec).tiling(image) if isinstance(fit, AnyRes) else None
             inputs = 1 if tiling is None else tiling.images
             grid = (0, 0) if tiling is None else tiling.grid

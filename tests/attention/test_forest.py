@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.attention.forest import Forest, arrange, grow, roots, runs, unshared
+from lmmkit.attention.forest import Forest, arrange, blocks, grow, roots, runs, unshared
 from tests.support import plain_twins
 from tests.support.random_forests import concat, permuted, random_forest, random_groups
 
@@ -172,3 +172,14 @@ def test_a_path_taken_out_of_a_forest_can_stand_beside_another():
     second = permuted(whole, torch.tensor([2, 3, 4]))  # labels begin at 2
     see = concat([second, roots([2])]).see()
     assert (see == torch.block_diag(torch.ones(3, 3).tril(), torch.ones(2, 2).tril()).bool()).all()
+
+
+@pytest.mark.parametrize("lengths", [[3, 5, 4], [1, 2], [7], [2, 2, 2], []])
+def test_blocks_see_themselves_and_each_is_one_run(lengths):
+    forest = blocks(lengths)
+    want = (
+        torch.block_diag(*(torch.ones(n, n) for n in lengths)).bool() if lengths else torch.ones(0, 0).bool()
+    )
+    assert torch.equal(forest.see(), want)
+    assert len(forest.runs.start) == len(lengths), "each needs one call of a kernel"
+    assert forest.runs.full.tolist() == [n > 1 for n in lengths]

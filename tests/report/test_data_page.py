@@ -60,8 +60,9 @@ def test_a_source_or_a_stage_chooses_the_samples(tiny):
     ):  # fmt: skip
         with pytest.raises(UserError, match=code):
             stage_of(recipe, source, stage)
-    with pytest.raises(UserError, match="data/no-record"):
-        data_page(recipe, first=10_000)
+    for first in (-1, 10_000):
+        with pytest.raises(UserError, match="data/no-record"):
+            data_page(recipe, first=first)
 
 
 def test_hostile_text_stays_text(tiny, scenes, tmp_path):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image as Pil
 
 from lmmkit.api.sample import AnyRes
 from lmmkit.data.images import TiledRows, read_image
+from lmmkit.data.packing import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
@@ -102,6 +104,18 @@ def test_each_tile_of_an_image_is_shown(scenes, tmp_path):
             assert np.array_equal(pixels(tile.uri), expected)
         seen.add(tiling.grid)
     assert seen == {(1, 2), (2, 1), (2, 2)}
+
+
+@pytest.mark.parametrize(("supervision", "use"), [("train", "train"), ("read", "read"), ("none", "")])
+def test_supervised_spans_have_the_use_of_their_view(scenes, supervision, use):
+    reader = reader_of(scenes, text=PLAIN)
+    sample = reader.pipeline.sources["questions"][0]
+    (member,) = reader.pipeline.views.fitting(sample, 0, Counter())
+    images, _ = reader._images([member])
+    shown = reader._view(LaidOut(replace(member.view, supervision=supervision), member.layout), images)
+    assert {span.use for span in shown.spans if span.kind == "response"} == {use}
+    assert not any(span.use for span in shown.spans if span.kind != "response")
+    assert shown.supervised == (sum(s.n for s in member.layout if s.supervised) if use else 0)
 
 
 def test_what_is_cut_is_counted(scenes):

@@ -65,7 +65,7 @@ def recipe(folder, scenes):
 
 
 def test_a_run_learns_the_newline_row_and_its_model_answers(recipe, folder, tmp_path):
-    run = train(recipe("output.save_every=0"), out=tmp_path / "run").run
+    run = train(recipe("output.save_every=0", "output.images_every=1"), out=tmp_path / "run").run
     before, after = (
         lmmkit.load(run.model(stage), device="cpu").objective.lmm.connector.newline.row
         for stage in ("pretrain", "finetune")

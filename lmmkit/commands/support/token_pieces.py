@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.sample import AnyRes, Image, ImageFit, Sample, View
-from lmmkit.data.images import TiledRows, image_size
+from lmmkit.api.sample import AnyRes, Image, ImageFit, Native, Sample, View
+from lmmkit.data.images import NativeRows, TiledRows, image_size
 from lmmkit.plan.prepare import Prepared
 
 
@@ -22,7 +22,10 @@ def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
 
 
 def tiles_text(fit: ImageFit, spec: ImageSpec, image: Image) -> str:
-    """Returns how an image is cut into tiles, to be printed after its name; empty if it is not."""
+    """Returns how an image is cut into tiles or patches, to be printed after its name; empty for one size of all."""
+    if isinstance(fit, Native):
+        (height, width), (lines, columns) = image_size(image), NativeRows(fit, spec).grid(image)
+        return f"  {width} x {height} pixels as {lines} x {columns} patches, {lines * columns} rows"
     if not isinstance(fit, AnyRes):
         return ""
     (height, width), tiling = image_size(image), TiledRows(fit, spec).tiling(image)

@@ -5,6 +5,9 @@ from lmmkit.plan.checks.loss_checks import losses
 from lmmkit.plan.checks.need_checks import extra_views, needs
 from lmmkit.plan.checks.reach_checks import reach
 from lmmkit.plan.checks.reducer_checks import reducer
-from lmmkit.plan.checks.tile_checks import tile_needs, tiles
+from lmmkit.plan.checks.tile_checks import native, native_views, tile_needs, tiles
 
-__all__ = ["extra_views", "faults", "losses", "needs", "reach", "reducer", "settings", "tile_needs", "tiles"]
+__all__ = [
+    "extra_views", "faults", "losses", "native", "native_views", "needs", "reach", "reducer", "settings", "tile_needs",
+    "tiles",
+]  # fmt: skip

@@ -1,25 +1,79 @@
-"""Checks of images that are cut into tiles: the model has rows for them, and nothing else needs images of one size."""
+"""Checks of images with rows by their shape: the model has rows for them, and nothing else needs images of one size."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from lmmkit import plugin_calls
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import TeacherAt, VisionAt
-from lmmkit.api.sample import AnyRes
+from lmmkit.api.sample import AnyRes, ImageFit, Native
 from lmmkit.data.fits.tiles import most_rows
 from lmmkit.errors import Problem
-from lmmkit.errors.plan import TILES
+from lmmkit.errors.plan import SETTING, TILES
 from lmmkit.errors.recipe import CONFLICT
 from lmmkit.model.connectors.kinds import connector_rows
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Recipe, VisionScratch, VisionTimm
+
+
+def _fits(recipe: Recipe) -> dict[str, ImageFit]:
+    """Returns how images are treated, by the key of the recipe."""
+    fits = {f"data.{name}.image_fit": source.image_fit for name, source in recipe.data.items()}
+    return {"model.chat.image_fit": recipe.model.chat.image_fit, **fits}
+
+
+def native(recipe: Recipe, dims: Dims) -> list[Problem]:
+    """Returns the problems of images that keep their shape: an encoder that takes one size only, a connector that does
+    not make one row of each patch, images that cannot fit into the context."""
+    found = {key: fit for key, fit in _fits(recipe).items() if isinstance(fit, Native)}
+    vision, connector, problems = recipe.model.vision, recipe.model.connector, []
+    if not found:
+        return []
+    if connector is None:
+        return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
+    if connector.kind not in ("linear", "mlp2x_gelu") or connector.reduce is not None:
+        by = f" with `reduce: {connector.reduce}`" if connector.reduce else ""
+        problems.append(TILES.at(recipe.where("model.connector"), got=f"connector {connector.kind}{by}"))
+    if isinstance(vision, VisionTimm) and not vision.args.get("dynamic_img_size"):
+        where, expected = (
+            recipe.where("model.vision"),
+            "`args: {dynamic_img_size: true}`, for timm's encoders",
+        )
+        got, fix = "a timm encoder that takes images of one size", "Add it to `args`."
+        problems.append(CONFLICT.at(where, got=got, expected=expected, fix=fix))
+    if isinstance(vision, VisionScratch) and (size := vision.width // vision.heads) % 2:
+        got = f"heads of {size} values, an odd number"
+        problems.append(TILES.at(recipe.where("model.vision"), got=got))
+    for key, fit in found.items():
+        if fit.max_patches >= recipe.model.text.context:
+            expected = f"fewer than the context, which is {recipe.model.text.context}"
+            fix = "Raise `model.text.context`, or lower `max_patches`."
+            where, got = recipe.where(f"{key}.max_patches"), str(fit.max_patches)
+            problems.append(CONFLICT.at(where, got=got, expected=expected, fix=fix))
+    return problems
+
+
+def native_views(recipe: Recipe, plan: StagePlan, dims: Dims) -> list[Problem]:
+    """Returns the problems of plugins that make views, in a stage with images that keep their shape: what they need of
+    the grid of an image must hold of its smallest one, of which all are multiples."""
+    fits = [recipe.data[name].image_fit for name in recipe.stages[plan.stage].data]
+    problems = []
+    for multiple in {fit.multiple for fit in fits if isinstance(fit, Native)}:
+        least = replace(dims, image=replace(dims.image, grid=(multiple, multiple)))
+        for maker in plan.makers:
+            if found := plugin_calls.check(maker, least):
+                where = recipe.where(f"plugins.{maker.name}.{found.partition(':')[0]}")
+                problems.append(
+                    SETTING.at(where, got=f"{found} (native images, with `multiple: {multiple}`)")
+                )
+    return problems
 
 
 def tiles(recipe: Recipe, dims: Dims) -> list[Problem]:
     """Returns the problems of images that are cut into tiles: sources without the learned newline row, which the chat
     format gives the model; images that cannot fit into the context; rows that are no tokens of the encoder."""
-    fits = {f"data.{name}.image_fit": source.image_fit for name, source in recipe.data.items()}
-    fits = {"model.chat.image_fit": recipe.model.chat.image_fit, **fits}
+    fits = _fits(recipe)
     found = {key: fit for key, fit in fits.items() if isinstance(fit, AnyRes)}
     connector, problems = recipe.model.connector, []
     if not found:
@@ -44,9 +98,9 @@ def tiles(recipe: Recipe, dims: Dims) -> list[Problem]:
 
 
 def tile_needs(recipe: Recipe, plan: StagePlan) -> list[Problem]:
-    """Returns the problems of terms that read features of images, in a stage with images that are cut into tiles."""
+    """Returns the problems of terms that read features of images, in a stage with images that have no common size."""
     fits = [recipe.data[name].image_fit for name in recipe.stages[plan.stage].data]
-    if not any(isinstance(fit, AnyRes) for fit in fits):
+    if all(isinstance(fit, str) for fit in fits):
         return []
     where = recipe.where(f"stages.{plan.stage}.data")
     reading = [

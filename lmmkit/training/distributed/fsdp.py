@@ -27,7 +27,7 @@ from lmmkit import build
 from lmmkit.errors import raise_all
 from lmmkit.errors.training import OPTIMIZER, PROCESS_COUNT
 from lmmkit.model.decoder import Decoder
-from lmmkit.model.vision import ViT
+from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.objective import Objective
 from lmmkit.optimizers import OPTIMIZERS
 from lmmkit.plan.prepare import Prepared
@@ -108,6 +108,8 @@ def sharded(
     ignored = None if spread else set(objective.lmm.vision.parameters())
     shard(objective, _units(objective, spread), recipe, ranks, device, ignored=ignored)
     register_fsdp_forward_method(objective, Objective.step_inputs.__name__)
+    if isinstance(objective.lmm.vision, TimmViT):  # a unit, if it is trained
+        register_fsdp_forward_method(objective.lmm.vision, TimmViT.packed.__name__)
     for unit in objective.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)

@@ -39,7 +39,7 @@ def _no_room(
     fullest = max(step, key=len)
     got = (
         f"no memory for the {len(step)} micro-batches of a step, the largest with {len(fullest)} rows, "
-        f"{len(fullest.pixels_ICXY)} images and {len(fullest.target_S)} supervised rows, at a peak of "
+        f"{fullest.images} images and {len(fullest.target_S)} supervised rows, at a peak of "
         f"{_peak(device):,.1f} GiB: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     )
     speed = recipe.speed

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lmmkit.api.sample import AnyRes
+from lmmkit.api.sample import AnyRes, Native
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
@@ -54,11 +54,13 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
         unsupported.append((f"a decoder of the {family(model)} family", "a LLaMA decoder"))
     if kind == "llava" and not (isinstance(model.vision, ViT) and model.vision_shape.class_token):
         unsupported.append(("an encoder without a class token", "a CLIP encoder"))
+    if isinstance(model.image_fit, Native):
+        unsupported.append(("images that keep their shape", "`crop`, `pad` or `stretch`"))
     if isinstance(model.image_fit, AnyRes) and kind != "llava-next":
         unsupported.append(
             ("images cut into tiles", "`crop`, `pad` or `stretch`; `--format llava-next` has tiles")
         )
-    if kind == "llava-next" and not isinstance(model.image_fit, AnyRes):
+    if kind == "llava-next" and isinstance(model.image_fit, str):
         unsupported.append((f"`image_fit: {model.image_fit}`", "images cut into tiles, `{kind: anyres}`"))
     if kind == "llava" and model.image_fit == "stretch":
         unsupported.append(("images stretched to a square", "`crop` or `pad`"))

@@ -134,6 +134,7 @@ def _geometry(model: Exported) -> dict[str, Any]:
     if isinstance(model.image_fit, AnyRes):
         tiled = {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True}
         return tiled | cropped | {"image_grid_pinpoints": pixels_of_grids(model)}
+    assert isinstance(model.image_fit, str), "`problems` has refused images that keep their shape"
     return {
         "crop": {"image_processor_type": "CLIPImageProcessor"} | cropped,
         "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True} | cropped,
