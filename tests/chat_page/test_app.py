@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pil
 from starlette.testclient import TestClient
 
-from lmmkit.api.sample import AnyRes
+from lmmkit.api.sample import AnyRes, Native
 from lmmkit.chat_page import app as app_module
 from lmmkit.chat_page import session as session_module
 from lmmkit.chat_page.app import chat_app, page_text, policy_of
@@ -296,5 +296,6 @@ def test_a_fault_is_shown_on_the_page_and_in_the_terminal(page, talk, capsys):
     assert page.ask(COUNT, 0)[-1]["turns"] == 2
 
 
-def test_the_overview_of_an_image_with_tiles_is_a_square():
-    assert shown_fit(AnyRes()) == "stretch" and shown_fit("crop") == "crop"
+def test_a_map_covers_what_the_model_gets_of_an_image():
+    assert [shown_fit(fit) for fit in ("pad", "crop", "stretch")] == ["pad", "crop", "stretch"]
+    assert shown_fit(AnyRes()) == shown_fit(Native(max_patches=4)) == "stretch"

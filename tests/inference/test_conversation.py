@@ -169,3 +169,19 @@ def test_images_that_are_cut_into_tiles_take_rows_by_their_size(scenes, tmp_path
     assert [each.map_XY.shape for each in found.images] == [(3, 3), (3, 3)], "of the overview"
     assert sum(each.mass for each in found.images) == pytest.approx(found.mass)
     assert all(float(each.map_XY.sum()) < each.mass for each in found.images), "the rest is on the tiles"
+
+
+def test_images_that_keep_their_shape_take_rows_by_their_size(scenes, tmp_path):
+    fit = "{kind: native, max_patches: 24}"
+    model = random_chat_model(
+        read_text(PLAIN, root=scenes, overrides=[f"model.chat.image_fit={fit}", "model.text.context=400"])
+    )
+    talk = Conversation(model, max_new_tokens=4, choose=_never_ends(model))
+    wide, tall = (str(tmp_path / f"{i}.png") for i in range(2))
+    for path, size in ((wide, (48, 16)), (tall, (8, 16))):  # patches of 8 pixels
+        Pil.effect_noise(size, 60).convert("RGB").save(path)
+    assert talk.rows([wide]) - talk.rows([tall]) == 12 - 2
+    talk.add_images([wide, tall])
+    assert talk.ask("red?")
+    found = talk.attention(1)
+    assert sum(each.mass for each in found.images) == pytest.approx(found.mass) and len(found.images) == 2
