@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from lmmkit.api.sample import AnyRes, ImageFit
+from lmmkit.api.sample import ImageFit
 from lmmkit.data.images import small_image
 from lmmkit.errors import UserError
 from lmmkit.inference.conversation import Conversation
@@ -182,9 +182,9 @@ class ChatSession:
 
 
 def shown_fit(fit: ImageFit) -> str:
-    """Returns how the model gets an image, of which the map of its patches is one: pad, crop or stretch. Of an image
-    that is cut into tiles it is the overview, the complete image as a square."""
-    return "stretch" if isinstance(fit, AnyRes) else fit
+    """Returns which part of an image the map of its patches covers: pad, crop or stretch. Of an image that is cut into
+    tiles it is the overview, which shows all of it."""
+    return fit if isinstance(fit, str) else "stretch"
 
 
 def problem_text(error: UserError) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as Pil
+from starlette.testclient import TestClient
 
-from lmmkit.api.sample import AnyRes
+from lmmkit.api.sample import AnyRes, Native
 from lmmkit.chat_page import app as app_module
 from lmmkit.chat_page import session as session_module
 from lmmkit.chat_page.app import chat_app, page_text, policy_of
@@ -19,8 +20,6 @@ from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
 from lmmkit.inference.conversation import Conversation
 from lmmkit.inference.load import load
-
-testing = pytest.importorskip("starlette.testclient", reason="starlette's client needs httpx")
 
 TOKEN, HOST = "a-token", "127.0.0.1:8123"
 OWN = {"origin": f"http://{HOST}"}
@@ -49,7 +48,7 @@ class Page:
     def __init__(self, talk: Conversation, folder: Path):
         self.folder = folder
         self.session = ChatSession(talk, folder, About(title="t", notes=[EVIL], questions=[COUNT]))
-        self.client = testing.TestClient(chat_app(self.session, TOKEN), base_url=f"http://{HOST}")
+        self.client = TestClient(chat_app(self.session, TOKEN), base_url=f"http://{HOST}")
 
     def get(self, path: str):
         return self.client.get(f"/{TOKEN}/{path}")
@@ -297,5 +296,6 @@ def test_a_fault_is_shown_on_the_page_and_in_the_terminal(page, talk, capsys):
     assert page.ask(COUNT, 0)[-1]["turns"] == 2
 
 
-def test_the_overview_of_an_image_with_tiles_is_a_square():
-    assert shown_fit(AnyRes()) == "stretch" and shown_fit("crop") == "crop"
+def test_a_map_covers_what_the_model_gets_of_an_image():
+    assert [shown_fit(fit) for fit in ("pad", "crop", "stretch")] == ["pad", "crop", "stretch"]
+    assert shown_fit(AnyRes()) == shown_fit(Native(max_patches=4)) == "stretch"

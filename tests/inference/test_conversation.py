@@ -6,12 +6,16 @@ import pytest
 import torch
 from PIL import Image as Pil
 
-from lmmkit.api.sample import Turn
+from lmmkit.api.sample import AnyRes, Image, Turn
+from lmmkit.data.images import TiledRows
 from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
 from lmmkit.errors import UserError
 from lmmkit.inference.conversation import AnswerStopped, Conversation
 from lmmkit.inference.load import load
+from lmmkit.recipe import read_text
+from tests.conftest import PLAIN
+from tests.support.random_chat_model import random_chat_model
 
 QUESTION = "How many objects are there?"
 
@@ -144,3 +148,40 @@ def test_attention_is_that_of_one_answer_to_all_images_before_it(talk, paths):
     alone.reset()
     alone.ask(QUESTION)
     assert alone.attention(1) is None, "without images"
+
+
+def test_images_that_are_cut_into_tiles_take_rows_by_their_size(scenes, tmp_path):
+    fit = "{kind: anyres, max_tiles: 4}"
+    model = random_chat_model(
+        read_text(PLAIN, root=scenes, overrides=[f"model.chat.image_fit={fit}", "model.text.context=400"])
+    )
+    talk = Conversation(model, max_new_tokens=4, choose=_never_ends(model))
+    large, small, narrow = (str(tmp_path / f"{i}.png") for i in range(3))
+    for path, size in ((large, (70, 66)), (small, (20, 50)), (narrow, (1, 100))):
+        Pil.effect_noise(size, 60).convert("RGB").save(path)
+    rows = [TiledRows(AnyRes(max_tiles=4), model.prepared.dims.image)(Image(path)) for path in (large, small)]
+    assert talk.rows([large]) - talk.rows([small]) == rows[0] - rows[1] > 0
+    with pytest.raises(UserError, match="image/narrow"):
+        talk.add_images([narrow])
+    talk.add_images([large, small])
+    assert talk.ask("red?")
+    found = talk.attention(1)
+    assert [each.map_XY.shape for each in found.images] == [(3, 3), (3, 3)], "of the overview"
+    assert sum(each.mass for each in found.images) == pytest.approx(found.mass)
+    assert all(float(each.map_XY.sum()) < each.mass for each in found.images), "the rest is on the tiles"
+
+
+def test_images_that_keep_their_shape_take_rows_by_their_size(scenes, tmp_path):
+    fit = "{kind: native, max_patches: 24}"
+    model = random_chat_model(
+        read_text(PLAIN, root=scenes, overrides=[f"model.chat.image_fit={fit}", "model.text.context=400"])
+    )
+    talk = Conversation(model, max_new_tokens=4, choose=_never_ends(model))
+    wide, tall = (str(tmp_path / f"{i}.png") for i in range(2))
+    for path, size in ((wide, (48, 16)), (tall, (8, 16))):  # patches of 8 pixels
+        Pil.effect_noise(size, 60).convert("RGB").save(path)
+    assert talk.rows([wide]) - talk.rows([tall]) == 12 - 2
+    talk.add_images([wide, tall])
+    assert talk.ask("red?")
+    found = talk.attention(1)
+    assert sum(each.mass for each in found.images) == pytest.approx(found.mass) and len(found.images) == 2

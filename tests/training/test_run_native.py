@@ -161,6 +161,12 @@ def test_the_order_task_works_on_each_grid_that_divides(recipe):
         prepare(recipe(ORDER % 3, task, fit="{kind: native, max_patches: 30, multiple: 2}"))
     (problem,) = error.value.problems
     assert problem.code == "plan/setting" and "multiple: 2" in problem.got
+    square = "data.questions.image_fit=pad"  # native images are only in the evaluation, which makes the task's views
+    task_of_terms = "evaluate.tasks={own: {kind: terms, data: heldout}}"
+    with pytest.raises(UserError, match="multiple: 2"):
+        prepare(
+            recipe(ORDER % 3, task, square, task_of_terms, fit="{kind: native, max_patches: 30, multiple: 2}")
+        )
 
 
 @pytest.mark.parametrize(

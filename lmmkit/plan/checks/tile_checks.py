@@ -23,6 +23,17 @@ def _fits(recipe: Recipe) -> dict[str, ImageFit]:
     return {"model.chat.image_fit": recipe.model.chat.image_fit, **fits}
 
 
+def _fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:
+    """Returns how the images are treated from which the views of a stage are made, in training, validation and the
+    evaluation of its terms and tasks."""
+    section, last = recipe.stages[stage], list(recipe.stages)[-1]
+    names = [*section.data, *([section.validate.data] if section.validate else [])]
+    for name, task in recipe.evaluate.tasks.items() if recipe.evaluate else ():
+        if (task.kind or name) in ("terms", "restore") and (task.stage or last) == stage and task.data:
+            names.append(task.data)
+    return [recipe.data[name].image_fit for name in dict.fromkeys(names) if name in recipe.data]
+
+
 def native(recipe: Recipe, dims: Dims) -> list[Problem]:
     """Returns the problems of images that keep their shape: an encoder that takes one size only, a connector that does
     not make one row of each patch, images that cannot fit into the context."""
@@ -57,8 +68,7 @@ def native(recipe: Recipe, dims: Dims) -> list[Problem]:
 def native_views(recipe: Recipe, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of plugins that make views, in a stage with images that keep their shape: what they need of
     the grid of an image must hold of its smallest one, of which all are multiples."""
-    fits = [recipe.data[name].image_fit for name in recipe.stages[plan.stage].data]
-    problems = []
+    fits, problems = _fits_read(recipe, plan.stage), []
     for multiple in {fit.multiple for fit in fits if isinstance(fit, Native)}:
         least = replace(dims, image=replace(dims.image, grid=(multiple, multiple)))
         for maker in plan.makers:
@@ -99,7 +109,7 @@ def tiles(recipe: Recipe, dims: Dims) -> list[Problem]:
 
 def tile_needs(recipe: Recipe, plan: StagePlan) -> list[Problem]:
     """Returns the problems of terms that read features of images, in a stage with images that have no common size."""
-    fits = [recipe.data[name].image_fit for name in recipe.stages[plan.stage].data]
+    fits = _fits_read(recipe, plan.stage)
     if all(isinstance(fit, str) for fit in fits):
         return []
     where = recipe.where(f"stages.{plan.stage}.data")

@@ -258,14 +258,18 @@ _SIMPLE = f"(?:{_TEXT}|bool|u?int(?:8|16|32|64)|float|double|halffloat)"
 _KEPT = re.compile(rf"{_SIMPLE}|(?:large_)?list<\w+: {_SIMPLE}(?: not null)?>")
 _ITEM = re.compile(r"list<\w+:")  # writers name the items of a list differently
 _LIST = re.compile(r"(?:large_)?list<\w+: (.*?)(?: not null)?>")
-_STRUCT = re.compile(rf"struct<((?:(?:bytes: (?:large_)?binary|path: {_TEXT})(?: not null)?(?:, )?){{1,2}})>")
+_FIELD = rf"(?:bytes: (?:large_)?binary|path: {_TEXT}|(?:bytes|path): null)(?: not null)?"
+_STRUCT = re.compile(rf"struct<((?:{_FIELD}(?:, )?){{1,2}})>")
 
 
 def _image_type(kind: str) -> tuple[str, tuple[str, ...]]:
     """Returns what a cell of images contains, by the type of its column, and the fields of a struct."""
     inner = found[1] if (found := _LIST.fullmatch(kind)) else kind
     if struct := _STRUCT.fullmatch(inner):
-        fields = tuple(name for name in ("bytes", "path") if f"{name}: " in struct[1])
+        given = (name for name in ("bytes", "path") if f"{name}: " in struct[1])
+        fields = tuple(name for name in given if f"{name}: null" not in struct[1])  # null: no record has it
+        if not fields:
+            return "", ()
         if fields == ("bytes",):
             return "binary", fields
         return ("struct" if "bytes" in fields else "string"), fields

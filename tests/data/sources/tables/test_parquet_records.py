@@ -177,6 +177,23 @@ def test_columns_of_plain_bytes_and_of_paths(folder, kind):
     )
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("field", ["bytes", "path"])
+def test_a_field_of_images_that_no_record_has_is_absent(folder, name, field):
+    """pyarrow gives the type null to a field that is None everywhere."""
+    (folder / "images" / "a.png").write_bytes(png(3))
+    given = {"path": "a.png", "bytes": png(3)}
+    columns = {"messages": talks(4), "images": [[given | {field: None}]] * 4}
+    path = folder / ("r.arrow" if name == "feather" else name)
+    assert "null" in str(pa.table(columns).schema.field("images").type)
+    records = opened(written(path, columns, format=name), images=folder / "images")
+    expected = read_image(folder / "images" / "a.png", SPEC, "pad")
+    assert [torch.equal(read_image(each.images[0], SPEC, "pad"), expected) for each in records] == [True] * 4
+    with pytest.raises(UserError, match="records/table-columns"):
+        columns["images"] = [[{"bytes": None, "path": None}]] * 4
+        opened(written(path, columns, format=name), images=folder / "images")
+
+
 def test_content_parts_choose_images_by_number(folder):
     part = {"type": "image", "text": None}
     turns = [
