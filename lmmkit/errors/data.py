@@ -53,16 +53,22 @@ CONVERT_ANNOTATIONS = Code(
     expected="`--annotations` for a VQA data set, and for no other", hint="Add or remove it, or correct `--from`.",
 )
 CONVERT_COLUMN = Code(
-    "data/convert-column", cause="`--column` of `lmmkit data convert` has no name of a column.",
-    expected="PART=NAME, where PART is messages, images, system or id", hint="Such as `--column messages=dialogue`.",
+    "data/convert-column", cause="`--column` of `lmmkit data convert` has no name of a column, or two for a part.",
+    expected="PART=NAME, where PART is messages, images, system or id, each once",
+    hint="Such as `--column messages=dialogue`.",
 )
 CONVERT_IMAGES = Code(
     "data/convert-images", cause="`--refer-images` is not possible: the images of the new data set are no files.",
     expected="images that are files, and a form whose records name them", hint="Leave out `--refer-images`.",
 )
 CONVERT_NOT_EMPTY = Code(
-    "data/convert-not-empty", cause="The folder that `lmmkit data convert` would write is not empty, or is a file.",
+    "data/convert-not-empty",
+    cause="The folder that `lmmkit data convert` would write is not empty, or is a file, a link or the current folder.",
     expected="a new or empty folder", hint="Name another folder, or remove this one first.",
+)
+CONVERT_UNUSED = Code(
+    "data/convert-unused", cause="An option of `lmmkit data convert` has no meaning for a data set of this kind.",
+    expected="{expected}", hint="Leave the option out, or correct `--from`.",
 )
 NO_RECORD = Code(
     "data/no-record", cause="The source has no record of this number.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
@@ -207,11 +207,14 @@ class Tokenizer:
     kind: Literal["auto", "sentencepiece", "tokenizers", "tiktoken"] = "auto"
 
 
+FitKind = Literal["anyres", "native"]
+
+
 @section
 class AnyResFit(AnyRes):
     """Describes `image_fit: {kind: anyres, ...}`."""
 
-    kind: Literal["anyres"]
+    kind: FitKind
     grids: Annotated[tuple[k.TileGrid, ...], Says("a list of [lines, columns] of tiles")] = AnyRes.grids
     max_tiles: k.Tiles | None = None
 
@@ -220,14 +223,17 @@ class AnyResFit(AnyRes):
 class NativeFit(Native):
     """Describes `image_fit: {kind: native, ...}`."""
 
-    kind: Literal["native"]
+    kind: FitKind
     max_patches: k.Count
     multiple: k.Tiles = 1
 
 
 def _fit_shape(value: object) -> str:
     kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return "<name>" if kind is None else "<native>" if kind == "native" else "<anyres>"
+    if kind is None or kind in get_args(FitKind):
+        return f"<{kind or 'name'}>"
+    other_keys = isinstance(value, Mapping) and {"max_patches", "multiple"} & value.keys()
+    return "<native>" if other_keys else "<anyres>"  # an unknown kind is one problem, its keys are none
 
 
 Fit = Annotated[

@@ -232,6 +232,13 @@ def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
     if source.kind != "messages" and any(vars(source.columns).values()):
         got, expected = f"kind {source.kind} with `columns`", "`columns` with kind messages only"
         yield CONFLICT.at(f"{key}.columns", got=got, expected=expected, fix="Remove `columns`.")
+    named = [(part, name) for part, name in vars(source.columns).items() if name]
+    for part, name in named:
+        first = next(other for other, same in named if same == name)
+        if first != part:
+            got, expected = f"`{name}`, as {first}", "a column of its own"
+            fix = "Name another column, or remove the key."
+            yield CONFLICT.at(f"{key}.columns.{part}", got=got, expected=expected, fix=fix)
     if (source.kind == "vqa") == (source.annotations is None):
         absent = source.annotations is None
         got = f"kind {source.kind} {'without' if absent else 'with'} `annotations`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import numbers
@@ -110,6 +111,8 @@ def write_aside(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     complete, and is restored if the rename fails. If anything fails the temporary folder is removed.
     Only one process at a time may write a folder.
     """
+    if not folder.name:
+        raise OSError(errno.EBUSY, "the current folder, or the root, which cannot be renamed", str(folder))
     aside, old = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _old(folder)
     try:
         clean_aside(folder)

@@ -151,6 +151,8 @@ def test_convert_names_what_it_refuses_and_leaves_out(scenes, tmp_path):
     columns = ("--column", "messages=talk", "--column", "id=key")
     text = run(*asked, "--column", "messages", "--column", "turns=talk", code=2)
     assert "2 problems" in text and "data/convert-column" in text
+    text = run(*asked, "--column", "id=key", "--column", "id=other", code=2)
+    assert "`id=key` and `id=other`" in text and "1 problem" in text
     text = run(*asked, *columns, code=2)
     assert "r.jsonl:2" in text and "records/no-answer" in text and not (tmp_path / "new").exists()
     text = run(*asked, *columns, "--skip-bad")
@@ -158,6 +160,42 @@ def test_convert_names_what_it_refuses_and_leaves_out(scenes, tmp_path):
     assert f"refused: {tmp_path}/r.jsonl:2 (record 1, id 'b')" in text and "[image/file]" in text
     assert "note, of 2 records: `tools` is not read" in text
     assert len((tmp_path / "new" / "refused.jsonl").read_text().splitlines()) == 2
+
+
+def test_convert_uses_each_option_or_refuses_it(scenes, tmp_path):
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    (tmp_path / "r.json").write_text(json.dumps([{"conversations": talk, "key": "a"}]))
+    asked = ("data", "convert", tmp_path / "r.json")
+    text = run(*asked, tmp_path / "a", "--to", "webdataset", "--column", "id=key")
+    assert "read as `messages`" in text
+    text = run(*asked, tmp_path / "x", "--to", "llava", "--column", "id=key", "--from", "llava", code=2)
+    assert "data/convert-unused" in text and "got       a data set of kind llava" in text
+    shards = ("data", "convert", tmp_path / "a" / "000000.tar", tmp_path / "x", "--to", "llava-jsonl")
+    assert "--column" in run(*shards, "--column", "id=key", code=2)
+    assert "data/convert-unused" in run(*shards, "--images", scenes, code=2) and not (tmp_path / "x").exists()
+    run(*shards)
+    assert json.loads((tmp_path / "x" / "records.jsonl").read_text())["id"] == "a"
+
+
+def test_convert_writes_no_folder_that_cannot_be_renamed(scenes, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.chdir(tmp_path / "here")
+    asked = ("data", "convert", scenes / "heldout.json")
+    for place, got in (
+        (".", "the current folder"),
+        (tmp_path / "here", "the current folder"),
+        ("../link", "a link"),
+    ):
+        text = run(*asked, place, "--to", "llava", code=2)
+        assert f"got       {got}\n" in text and "data/convert-not-empty" in text
+    assert "files/cannot-write" in run(*asked, "x" * 300, "--to", "llava", code=3)
+    assert "files/cannot-write" in run(
+        *asked, "../link/../here/../link/" + "y" * 256, "--to", "llava", code=3
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"] and not list(
+        tmp_path.glob("here/*")
+    )
 
 
 def test_convert_reads_official_files(scenes, tmp_path):

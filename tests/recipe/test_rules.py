@@ -60,6 +60,13 @@ STAGE = "stages.only"
         ("data.scenes.image_fit=paad", "data.scenes.image_fit", "wrong-type"),
         ("data.scenes.kind=webdataset", "data.scenes.images", "conflict"),
         ("data.scenes.kind=vqa", "data.scenes", "conflict"),
+        ("data.scenes.columns={messages: x}", "data.scenes.columns", "conflict"),
+        (
+            "data.scenes={kind: messages, records: a.json, images: x, template: plain, image_fit: pad, "
+            "columns: {messages: x, id: y, images: x}}",
+            "data.scenes.columns.images",
+            "conflict",
+        ),
         ("data.scenes.annotations=a.json", "data.scenes.annotations", "conflict"),
         ("plugins.next_token={}", "plugins.next_token", "name"),
         ("plugins.main={}", "plugins.main", "name"),
@@ -131,6 +138,20 @@ def test_a_rule_names_its_key(override, key, code):
         c == f"recipe/{code}" and (w.endswith((f"({key})", f" {key}")) or w == f"--set {override}")
         for w, c in found
     ), found
+
+
+@pytest.mark.parametrize("keys", ["max_patches: 4", "grids: [[1, 2]]", "multiple: 2, max_patches: 0", "x: 1"])
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [("nativ", "`native`?"), ("anyers", "`anyres`?"), ("q", "Known: anyres, native."), ("3", "")],
+)
+def test_a_kind_of_fit_that_there_is_not_is_answered_with_all_kinds(keys, kind, hint):
+    with pytest.raises(UserError) as raised:
+        read_text(SCRATCH, overrides=[f"data.scenes.image_fit={{kind: {kind}, {keys}}}"])
+    found = {p.where.split(".")[-1].rstrip(")"): p for p in raised.value.problems}
+    assert found["kind"].expected == "anyres or native" and hint in found["kind"].hint
+    wrong = {"x: 1": {"x"}, "multiple: 2, max_patches: 0": {"max_patches"}}.get(keys, set())
+    assert found.keys() == {"kind"} | wrong
 
 
 def test_everything_is_reported_at_once():

@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,14 @@ def test_an_empty_folder_is_filled_and_another_one_is_kept(tmp_path):
     with pytest.raises(OSError):
         written(folder, "other")
     assert names(tmp_path) == ["model"] and (folder / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_without_a_name_is_refused_by_the_system(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="cannot be renamed"), write_aside(Path(place)):
+        raise AssertionError("nothing is written")
+    assert names(tmp_path) == []
 
 
 def test_replace_keeps_the_old_folder_until_the_new_one_is_complete(tmp_path):

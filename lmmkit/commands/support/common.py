@@ -43,7 +43,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 INTERRUPTED = 130
 STARTING = "starting"  # the task of imports, which take seconds
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.EXDEV,
+)  # fmt: skip
 
 
 def reporting(command: Callable) -> Callable:

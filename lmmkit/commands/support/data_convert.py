@@ -63,10 +63,19 @@ def convert(
         from lmmkit.data.sources.records import open_records
         from lmmkit.data.sources.tables.table_names import is_table
         from lmmkit.errors import UserError
-        from lmmkit.errors.data import CONVERT_ANNOTATIONS
+        from lmmkit.errors.data import CONVERT_ANNOTATIONS, CONVERT_UNUSED
 
     columns = _columns(column or [])
     read_as = kind or source_kind(source, annotations)
+    if columns and kind is None and read_as == "llava":
+        read_as = "messages"  # it reads the same turns
+    if columns and read_as != "messages":
+        got, expected = f"a data set of kind {read_as}", "columns of a data set of kind messages"
+        raise UserError(CONVERT_UNUSED.at("--column", got=got, expected=expected))
+    if images is not None and read_as == "webdataset":
+        raise UserError(
+            CONVERT_UNUSED.at("--images", got="shards", expected="shards that contain their images")
+        )
     if (read_as == "vqa") != (annotations is not None):
         got = f"a data set of kind {read_as} {'without' if annotations is None else 'with'} `--annotations`"
         raise UserError(CONVERT_ANNOTATIONS.at("--annotations", got=got))
@@ -94,10 +103,11 @@ def _columns(given: list[str]) -> dict[str, str]:
     from lmmkit.errors import raise_all
     from lmmkit.errors.data import CONVERT_COLUMN
 
-    found = dict(each.partition("=")[::2] for each in given)
+    pairs = [each.partition("=")[::2] for each in given]
+    found = dict(pairs)
     raise_all(
-        CONVERT_COLUMN.at("--column", got=f"`{part}={name}`")
-        for part, name in found.items() if part not in COLUMNS or not name
+        CONVERT_COLUMN.at("--column", got=f"`{part}={name}`" + f" and `{part}={found[part]}`" * (found[part] != name))
+        for part, name in pairs if part not in COLUMNS or not name or found[part] != name
     )  # fmt: skip
     return found
 

@@ -62,10 +62,8 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
     if copy is False and must:
         got = "a source that contains its images" if form != "webdataset" else "WebDataset shards"
         problems.append(CONVERT_IMAGES.at("--refer-images", got=got))
-    if (to.exists() or to.is_symlink()) and not (to.is_dir() and not any(to.iterdir())):
-        problems.append(
-            CONVERT_NOT_EMPTY.at(str(to), got="a folder that is not empty" if to.is_dir() else "a file")
-        )
+    if (taken := _taken(to)) is not None:
+        problems.append(CONVERT_NOT_EMPTY.at(str(to), got=taken))
     raise_all(problems)
     copy = must or form == "parquet" if copy is None else copy
     report = ConvertReport(notes=records.notes, refused=list(records.known_bad), bad_records=records.left_out)
@@ -84,6 +82,17 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
             lines = "".join(json.dumps(each._asdict()) + "\n" for each in report.refused)
             (aside / "refused.jsonl").write_text(lines, encoding="utf-8")
     return report
+
+
+def _taken(to: Path) -> str | None:
+    """Returns what is at a place; None if a folder can be renamed to it."""
+    if to.is_symlink():
+        return "a link"
+    if not to.is_dir():
+        return "a file" if to.exists() else None
+    return (
+        "a folder that is not empty" if any(to.iterdir()) else "the current folder" * to.samefile(".") or None
+    )
 
 
 def _writer(records: Records, folder: Path, form: TargetForm, copy: bool) -> Writer:

@@ -98,7 +98,7 @@ class _Form:
         if self.placed:
             marked = (
                 len(self.placed) == 1
-                and self.placed[0] is not None
+                and isinstance(self.placed[0], str)
                 and any(isinstance(turn, dict) and MARKER in str(turn.get("value")) for turn in turns)
             )
             value |= {"image": self.placed[0]} if marked else {"images": self.placed}

@@ -49,11 +49,14 @@ def test_terminal_codes_in_a_problem_are_not_printed(capsys):
     assert "\x1b" not in err and "\x07" not in err and "a?[31mb" in err
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR])
-def test_a_file_that_the_system_refuses_is_a_problem_of_the_machine(capsys, number):
+@pytest.mark.parametrize(
+    "name",
+    ["ENOSPC", "EROFS", "EACCES", "EDQUOT", "ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG", "ELOOP", "EBUSY"],
+)
+def test_a_file_that_the_system_refuses_is_a_problem_of_the_machine(capsys, name):
     @common.reporting
     def command():
-        raise OSError(number, "refused", "some/file")
+        raise OSError(getattr(errno, name), "refused", "some/file")
 
     with pytest.raises(typer.Exit) as error:
         command()

@@ -154,6 +154,8 @@ WRONG = [
     (asked(image("a"), answer=" "), "records/no-answer", "messages.1", "empty"),
     (asked("x <image>"), "records/image-markers", "messages", "0 images for 1"),
     (asked(image(), "x", images=[None]), "records/wrong-type", "images", "`images` null"),
+    (asked(image(), "x", images=[["a.png"]]), "records/wrong-type", "images", "`images` is a list"),
+    (asked("<image>", images=[["a.png"]]), "records/wrong-type", "images", "`images` is a list"),
     (asked(image(), "x", images=[{}]), "records/wrong-type", "images", "`images` is an object"),
     ({"messages": [{"role": "user", "content": {}}]}, "records/wrong-type", "messages.0.content", "turn 0 content is"),
     (asked("Hi", id=[1]), "records/wrong-type", "id", "a list"),
