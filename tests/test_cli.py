@@ -53,6 +53,7 @@ def trained(scenes, tmp_path_factory):
 def test_check_prints_the_plan_and_the_cost(recipe, scenes):
     text = run("check", recipe, "--root", scenes, "--images")
     assert "term image_order  weight 1  chance 1.609" in text and "no problems." in text
+    assert "--images reads" not in text
     if not torch.cuda.is_available():
         assert "attention on this cpu: sdpa (xformers: no kernels for cpu; flash: no kernels for cpu)" in text
     facts = json.loads(run("check", recipe, "--root", scenes, "--json"))

@@ -44,7 +44,8 @@ def test_a_start_model_that_does_not_exist_is_found_by_check_as_by_train(tmp_pat
     words = ("train", path, "--root", scenes, "--out", tmp_path / "run", "--set", change)
     assert "train/no-start-model" in run(*words, code=2)
     later = "stages.finetune.start=runs/mine/model/pretrain"  # what this recipe's run may write itself
-    assert "no problems" in run("check", path, "--root", scenes, "--set", later)
+    text = run("check", path, "--root", scenes, "--set", later)
+    assert "no problems" in text and "--images reads the header of each" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -16,6 +16,7 @@ from lmmkit.data.images import check_header
 from lmmkit.data.pipeline import LOST
 from lmmkit.data.sources.bad_records import record_place
 from lmmkit.data.sources.records import Records
+from lmmkit.data.tables.table_file import in_order
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.data import RECORDS_EMPTY, RECORDS_PATH
@@ -189,17 +190,19 @@ def _measured(records: Records, views: Views, sample: int | None, seed: int) -> 
     if out.bad > len(by_place):
         out.reasons[MORE_REASONS] = Reason(out.bad - len(by_place), str(records.path))
     outside = dict(records.indexed.paths_outside())
-    for i in counted(f"{records.name}: records", chosen_records(len(records), sample, seed), unit="records"):
-        try:
-            read = records[i]
-            sizes = [Tried(lambda image=image: _size(image, records, outside)) for image in read.images]
-            raise_together(sizes)
-            out.add(read, [size.value for size in sizes], views)
-        except UserError as error:
-            codes = [problem.code for problem in error.problems]
-            if set(codes) & set(LOST):
-                raise
-            out.refuse(codes, records.where(i))
+    numbers = counted(f"{records.name}: records", chosen_records(len(records), sample, seed), unit="records")
+    with in_order():
+        for i in numbers:
+            try:
+                read = records[i]
+                sizes = [Tried(lambda image=image: _size(image, records, outside)) for image in read.images]
+                raise_together(sizes)
+                out.add(read, [size.value for size in sizes], views)
+            except UserError as error:
+                codes = [problem.code for problem in error.problems]
+                if set(codes) & set(LOST):
+                    raise
+                out.refuse(codes, records.where(i))
     return out
 
 

@@ -260,6 +260,26 @@ def test_a_folder_in_use_and_images_without_files_are_refused(base, folder):
     assert (folder / "full" / "x").read_text() == "mine"
 
 
+def test_hostile_names_of_cells_stay_in_the_folder(folder, pool):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    names = ["../../out.png", "/tmp/out.png", ".hidden.png", "a.png/../../b.png", "x.png", "X.png", "x.png/y.png", "a.exe",
+             "images/records.json", "", None, "a\0.png", "report.json"]  # fmt: skip
+    for n in range(len(names)):
+        noisy_image(9, 9, n).save(pool / f"n{n}.png")
+    turn = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "A."}]
+    cells = [{"bytes": (pool / f"n{n}.png").read_bytes(), "path": name} for n, name in enumerate(names)]
+    parquet.write_table(arrow.table({"messages": [turn] * len(names), "image": cells}), folder / "t.parquet")
+    records, before = opened(folder / "t.parquet"), set(folder.rglob("*"))
+    report = convert_records(records, folder / "new", "llava", copy=True)
+    assert [content(sample) for sample in reopened(report)] == [content(sample) for sample in records]
+    made = {path for path in set(folder.rglob("*")) - before if path.is_file() and "cache" not in path.parts}
+    new = folder / "new"
+    assert (
+        made == {new / "records.json", new / "report.json", *new.glob("images/**/*.png")} and len(made) == 15
+    )
+    assert report.lost == {"the name of an image": 10}
+
+
 def test_large_data_is_divided(folder, pool, monkeypatch):
     from lmmkit.data.convert import shard_writer, table_writer
 
