@@ -94,7 +94,8 @@ def _columns(given: list[str]) -> dict[str, str]:
     from lmmkit.errors import raise_all
     from lmmkit.errors.data import CONVERT_COLUMN
 
-    found = dict(each.partition("=")[::2] for each in given)
+    parts = [each.partition("=") for each in given]
+    found = {part: name for part, _, name in parts}
     raise_all(
         CONVERT_COLUMN.at("--column", got=f"`{part}={name}`")
         for part, name in found.items() if part not in COLUMNS or not name
