@@ -50,15 +50,18 @@ TEMPLATE = Code(
 
 CONVERT_ANNOTATIONS = Code(
     "data/convert-annotations", cause="`--annotations` is missing for a VQA data set, or is given for another one.",
-    expected="`--annotations` for a VQA data set, and for no other", hint="Add or remove it, or correct `--from`.",
+    expected="`lmmkit data convert SRC DST --annotations FILE` for a VQA data set, and for no other",
+    hint="Add or remove the option, or correct the form: `lmmkit data convert SRC DST --from FORM`.",
 )
 CONVERT_COLUMN = Code(
     "data/convert-column", cause="`--column` of `lmmkit data convert` has no name of a column.",
-    expected="PART=NAME, where PART is messages, images, system or id", hint="Such as `--column messages=dialogue`.",
+    expected="PART=NAME, where PART is messages, images, system or id",
+    hint="Such as `lmmkit data convert SRC DST --column messages=dialogue`.",
 )
 CONVERT_IMAGES = Code(
     "data/convert-images", cause="`--refer-images` is not possible: the images of the new data set are no files.",
-    expected="images that are files, and a form whose records name them", hint="Leave out `--refer-images`.",
+    expected="images that are files, and a form whose records name them",
+    hint="Leave out the option: `lmmkit data convert SRC DST` copies the images.",
 )
 CONVERT_NOT_EMPTY = Code(
     "data/convert-not-empty", cause="The folder that `lmmkit data convert` would write is not empty, or is a file.",
@@ -80,7 +83,7 @@ NOT_TRAINED = Code(
 )
 NEEDS_HTML = Code(
     "data/needs-html", cause="`--stage` was given to `lmmkit data show` without `--html`, which alone shows a stage.",
-    expected="`--html FILE`", hint="Add `--html FILE`, or leave `--stage` out.",
+    expected="`lmmkit data show RECIPE --html FILE --stage STAGE`", hint="Name the file of the page, or no stage.",
 )
 NO_SOURCE = Code(
     "data/unknown-source", cause="The recipe has no data source of this name.",
