@@ -27,7 +27,7 @@ def leaves() -> Iterator[tuple[str, set[str]]]:
             for name, inner in command.commands.items():
                 yield from below(inner, f"{words} {name}".strip())
         else:
-            yield words, {option for parameter in command.params for option in parameter.opts}
+            yield words, {o for each in command.params for o in (*each.opts, *each.secondary_opts)}
 
     yield from below(get_command(app), "")
 

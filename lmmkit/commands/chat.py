@@ -24,7 +24,7 @@ from lmmkit.commands.support.common import (
     safe,
     show,
 )
-from lmmkit.errors import Tried, UserError, raise_together
+from lmmkit.errors import MachineError, Tried, UserError, raise_together
 from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_WEB
 from lmmkit.progress import shown_on, working
 
@@ -177,13 +177,13 @@ def _notes(drawn: DrawnImage) -> tuple[str, str]:
 
 
 def _page_server() -> Callable[[Conversation, str, DrawnImage | None, int], None]:
-    """Returns the function that serves the page until it is stopped. Raises `UserError` if a package is missing."""
+    """Returns the function that serves the page until it is stopped. Raises `MachineError` without its packages."""
     try:
         from lmmkit.chat_page.serve import serve
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise UserError(CHAT_NO_WEB.at("--web", got=f"no package {error.name}")) from error
+        raise MachineError(CHAT_NO_WEB.at("--web", got=f"no package {error.name}")) from error
     from lmmkit.chat_page.session import About, ChatSession
 
     def serve_page(conversation: Conversation, title: str, drawn: DrawnImage | None, port: int) -> None:

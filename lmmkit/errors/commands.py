@@ -28,7 +28,7 @@ CHAT_PORT = Code(
 )
 CHAT_WEB = Code(
     "chat/web", cause="`--prompt`, which asks one question and ends, is given with `--web`, or `--port` without it.",
-    expected="`--web`, alone or with `--port`, or neither", hint="Remove one of the two.",
+    expected="`lmmkit chat RUN --prompt TEXT`, or `lmmkit chat RUN --web --port N`", hint="Remove one of the two.",
 )
 LEARNED_TOKENS = Code(
     "chat/learned-tokens",

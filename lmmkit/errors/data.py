@@ -50,16 +50,18 @@ TEMPLATE = Code(
 
 CONVERT_ANNOTATIONS = Code(
     "data/convert-annotations", cause="`--annotations` is missing for a VQA data set, or is given for another one.",
-    expected="`--annotations` for a VQA data set, and for no other", hint="Add or remove it, or correct `--from`.",
+    expected="`lmmkit data convert SRC DST --annotations FILE` for a VQA data set, and for no other",
+    hint="Add or remove the option, or correct the form: `lmmkit data convert SRC DST --from FORM`.",
 )
 CONVERT_COLUMN = Code(
     "data/convert-column", cause="`--column` of `lmmkit data convert` has no name of a column, or two for a part.",
     expected="PART=NAME, where PART is messages, images, system or id, each once",
-    hint="Such as `--column messages=dialogue`.",
+    hint="Such as `lmmkit data convert SRC DST --column messages=dialogue`.",
 )
 CONVERT_IMAGES = Code(
     "data/convert-images", cause="`--refer-images` is not possible: the images of the new data set are no files.",
-    expected="images that are files, and a form whose records name them", hint="Leave out `--refer-images`.",
+    expected="images that are files, and a form whose records name them",
+    hint="Leave out the option: `lmmkit data convert SRC DST` copies the images.",
 )
 CONVERT_NOT_EMPTY = Code(
     "data/convert-not-empty",
@@ -68,7 +70,8 @@ CONVERT_NOT_EMPTY = Code(
 )
 CONVERT_UNUSED = Code(
     "data/convert-unused", cause="An option of `lmmkit data convert` has no meaning for a data set of this kind.",
-    expected="{expected}", hint="Leave the option out, or correct `--from`.",
+    expected="{expected}",
+    hint="Leave the option out, or name another form: `lmmkit data convert SRC DST --from FORM`.",
 )
 NO_RECORD = Code(
     "data/no-record", cause="The source has no record of this number.",
@@ -86,7 +89,7 @@ NOT_TRAINED = Code(
 )
 NEEDS_HTML = Code(
     "data/needs-html", cause="`--stage` was given to `lmmkit data show` without `--html`, which alone shows a stage.",
-    expected="`--html FILE`", hint="Add `--html FILE`, or leave `--stage` out.",
+    expected="`lmmkit data show RECIPE --html FILE --stage STAGE`", hint="Name the file of the page, or no stage.",
 )
 NO_SOURCE = Code(
     "data/unknown-source", cause="The recipe has no data source of this name.",

@@ -74,7 +74,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, package):
     for name in [name for name in sys.modules if name.startswith("lmmkit.chat_page")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    text = lmmkit("chat", "--demo", "--web", code=2)
+    text = lmmkit("chat", "--demo", "--web", code=3)
     assert "chat/no-web" in text and f"no package {package}" in text
     assert 'pip install "lmmkit[web]"' in text
 

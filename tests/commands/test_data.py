@@ -171,8 +171,24 @@ def test_convert_uses_each_option_or_refuses_it(scenes, tmp_path):
     text = run(*asked, tmp_path / "x", "--to", "llava", "--column", "id=key", "--from", "llava", code=2)
     assert "data/convert-unused" in text and "got       a data set of kind llava" in text
     shards = ("data", "convert", tmp_path / "a" / "000000.tar", tmp_path / "x", "--to", "llava-jsonl")
-    assert "--column" in run(*shards, "--column", "id=key", code=2)
-    assert "data/convert-unused" in run(*shards, "--images", scenes, code=2) and not (tmp_path / "x").exists()
+    text = run(
+        *shards,
+        "--column",
+        "id=key",
+        "--images",
+        scenes,
+        "--annotations",
+        "a.json",
+        "--from",
+        "webdataset",
+        code=2,
+    )
+    assert (
+        "3 problems" in text
+        and "error --images" in text
+        and "convert-unused" in text
+        and not (tmp_path / "x").exists()
+    )
     run(*shards)
     assert json.loads((tmp_path / "x" / "records.jsonl").read_text())["id"] == "a"
 

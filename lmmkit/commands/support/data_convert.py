@@ -62,23 +62,24 @@ def convert(
         from lmmkit.data.sources.bad_records import STRICT, Policy
         from lmmkit.data.sources.records import open_records
         from lmmkit.data.sources.tables.table_names import is_table
-        from lmmkit.errors import UserError
+        from lmmkit.errors import raise_all
         from lmmkit.errors.data import CONVERT_ANNOTATIONS, CONVERT_UNUSED
 
     columns = _columns(column or [])
     read_as = kind or source_kind(source, annotations)
     if columns and kind is None and read_as == "llava":
         read_as = "messages"  # it reads the same turns
+    problems = []
     if columns and read_as != "messages":
         got, expected = f"a data set of kind {read_as}", "columns of a data set of kind messages"
-        raise UserError(CONVERT_UNUSED.at("--column", got=got, expected=expected))
+        problems.append(CONVERT_UNUSED.at("--column", got=got, expected=expected))
     if images is not None and read_as == "webdataset":
-        raise UserError(
-            CONVERT_UNUSED.at("--images", got="shards", expected="shards that contain their images")
-        )
+        expected = "no folder: shards contain their images"
+        problems.append(CONVERT_UNUSED.at("--images", got=str(images), expected=expected))
     if (read_as == "vqa") != (annotations is not None):
         got = f"a data set of kind {read_as} {'without' if annotations is None else 'with'} `--annotations`"
-        raise UserError(CONVERT_ANNOTATIONS.at("--annotations", got=got))
+        problems.append(CONVERT_ANNOTATIONS.at("--annotations", got=got))
+    raise_all(problems)
     folder = images
     if read_as != "webdataset" and not (read_as == "messages" and is_table(source)):
         folder = images or source.parent
@@ -103,7 +104,7 @@ def _columns(given: list[str]) -> dict[str, str]:
     from lmmkit.errors import raise_all
     from lmmkit.errors.data import CONVERT_COLUMN
 
-    pairs = [each.partition("=")[::2] for each in given]
+    pairs = [(part, name) for part, _, name in (each.partition("=") for each in given)]
     found = dict(pairs)
     raise_all(
         CONVERT_COLUMN.at("--column", got=f"`{part}={name}`" + f" and `{part}={found[part]}`" * (found[part] != name))

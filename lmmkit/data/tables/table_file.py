@@ -32,7 +32,7 @@ class _Pieces:
 
     def __init__(self, pieces: Iterator[Any]) -> None:
         self.pieces, self.begin = pieces, 0
-        self.piece = next(pieces, None)
+        self.piece: Any = next(pieces, None)
 
     def move(self) -> None:
         """Reads the next batch."""

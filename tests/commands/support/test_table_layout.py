@@ -114,6 +114,7 @@ PRINTED = {
     ("bench", "kernels"): ["bench", "kernels", "{run}/recipe.resolved.yaml", "--root", "{scenes}"],
     ("check", "check"): ["check", "{run}/recipe.resolved.yaml", "--root", "{scenes}"],
     ("ckpt", "_print"): ["ckpt", "verify", "{run}"],
+    ("data", "stats"): ["data", "stats", "{run}/recipe.resolved.yaml", "--root", "{scenes}"],
     ("diff", "diff"): ["diff", "{run}", "llava-1.5-7b"],
     ("env", "_print"): ["env"],
     ("evaluate", "show_results"): ["eval", "{run}", "--out", "{files}/out"],
