@@ -169,7 +169,11 @@ def checked(data: Path, name: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "13b" in name else []) for name in BIG]
+    "name",
+    [
+        pytest.param(name, marks=[] if "7b" in name and "qwen" not in name else [pytest.mark.slow])
+        for name in BIG
+    ],
 )
 def test_a_recipe_checks_on_the_true_shapes(name, data):
     stages = checked(data, name)

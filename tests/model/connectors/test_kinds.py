@@ -173,7 +173,7 @@ def dense(made, layout, fit) -> torch.Tensor:
     return plain_twins.decoder(made.lmm.decoder, torch.cat([rows(span) for span in layout]))[0]
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FEWER)
 def test_packed_rows_are_those_of_the_views_alone(kind, recompute):
     """In all views: those of the order tasks with their shuffled images and their learned token too."""

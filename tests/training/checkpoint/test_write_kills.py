@@ -88,6 +88,7 @@ def test_the_points_are_those_of_all_that_a_run_hangs_on(undisturbed):
     } <= names  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_a_few_times_at_random(undisturbed, tmp_path):
     assert kill_at_random(undisturbed, tmp_path / "run", 8, seed=1) >= 1
 
