@@ -320,13 +320,16 @@ def _llava_next(folder: Path, config: Config, feature_layer: int | None) -> Pret
     good = isinstance(sizes, list) and all(
         isinstance(size, list)
         and len(size) == 2
-        and all(type(n) is int and n > 0 and n % side == 0 for n in size)
+        and all(type(n) is int and n in range(side, 65 * side, side) for n in size)
         for size in sizes
     )
     if not sizes or not good:
-        values = f"a list of [height, width], multiples of {side}"
+        values = f"a list of [height, width], multiples of {side} up to {64 * side}"
         raise config.problem("image_grid_pinpoints", sizes, values)
-    tiles = AnyResFit(kind="anyres", grids=tuple((height // side, width // side) for height, width in sizes))
+    grids = dict.fromkeys(
+        (height // side, width // side) for height, width in sizes
+    )  # the first of equal ones counts
+    tiles = AnyResFit(kind="anyres", grids=tuple(grids))
     return replace(found, kind="llava-next", spelling=LLAVA_NEXT, tiles=tiles)
 
 

@@ -108,12 +108,25 @@ def test_the_grids_are_those_of_the_folder(folder, tmp_path):
     assert str(fit) == "anyres 1x2, 2x1, 2x2, 3x1, 1x3"
 
 
-@pytest.mark.parametrize("pinpoints", [[[31, 60]], [], [[30]], "x", [[0, 30]]])
+@pytest.mark.parametrize(
+    "pinpoints",
+    [[[31, 60]], [], [[30]], "x", [[0, 30]], [[SIDE, -SIDE]], [[65 * SIDE, SIDE]], [[SIDE, True]], {}, [7]],
+)
 def test_sizes_that_are_no_whole_tiles_are_refused(folder, tmp_path, pinpoints):
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": pinpoints}))
     with pytest.raises(UserError, match="image_grid_pinpoints"):
         lmmkit.load(tmp_path, device="cpu")
+
+
+def test_a_grid_that_a_folder_names_twice_counts_once(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    twice = [*PINPOINTS, *PINPOINTS[::-1]]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": twice}))
+    assert lmmkit.load(tmp_path, device="cpu").prepared.recipe.model.chat.image_fit.grids == GRIDS
 
 
 def test_an_imported_folder_answers_alike_and_is_exported_with_its_tiles(folder, paths, tmp_path):
