@@ -71,7 +71,7 @@ def main() -> None:
     """Copies the files that are named, without the folders of this machine, and writes the page."""
     for name in sys.argv[1:]:
         outcome = json.loads(Path(name).read_text(encoding="utf-8"))
-        roots = {root: f"world{i}" for i, root in enumerate(outcome["roots"])}
+        roots = {root: Path(root).name for root in outcome["roots"]}
         text = json.dumps(outcome, indent=1)
         for root, short in roots.items():
             text = text.replace(json.dumps(root), json.dumps(short))
