@@ -253,7 +253,7 @@ def check(
         if not listed.refused:
             raise listed.failed
     elif listed.count:
-        out.print(f"{listed.count} problems listed in {report}")
+        out.print(f"{listed.count} problem{'s' * (listed.count != 1)} listed in {report}")
     raise_all(listed.shown)
 
 
