@@ -20,7 +20,9 @@ from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
+from lmmkit.training.monitoring.image_logging import stage_images
 from lmmkit.training.run import train
+from lmmkit.training.triggers import Position
 from lmmkit.verify_export import require_equal, verify_export
 from tests.conftest import PLAIN
 from tests.data.test_images import noisy_image
@@ -128,6 +130,24 @@ def test_a_run_trains_answers_and_is_evaluated(recipe, folder, tmp_path):
     export_model(run.path, tmp_path / "lmmkit", "lmmkit")
     require_equal(tmp_path / "lmmkit", verify_export(run.path, tmp_path / "lmmkit", "lmmkit"))
     assert "answers" in command("eval", run.path)
+
+
+@pytest.mark.parametrize(
+    ("fit", "chat", "shown"),
+    [
+        (FIT, "pad", False),
+        (FIT, "{kind: anyres, max_tiles: 2}", False),
+        ("pad", FIT, True),
+        ("{kind: anyres, max_tiles: 2}", "{kind: anyres, max_tiles: 2}", True),
+    ],
+)
+def test_attention_to_an_image_is_drawn_by_the_fit_of_its_source(recipe, fit, chat, shown):
+    """Draws it in a model whose chat may treat images otherwise."""
+    prepared = prepare(recipe(f"data.questions.image_fit={fit}", f"model.chat.image_fit={chat}"))
+    objective = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    build.set_stage(objective, prepared.plans["finetune"], prepared.recipe.stages["finetune"], seed=0)
+    drawn = stage_images(prepared, objective, Position("finetune", 1, 1), torch.device("cpu")).images
+    assert "attention/image" in drawn and ("attention/response_to_image" in drawn) is shown
 
 
 def test_rows_are_shown_and_estimated(recipe, folder, scenes, tmp_path):
