@@ -178,6 +178,16 @@ def rows_by_shape(fit: ImageFit, spec: ImageSpec) -> RowsOf | None:
     return NativeRows(fit, spec) if isinstance(fit, Native) else None
 
 
+def pixels_shape(image: Image, fit: ImageFit, spec: ImageSpec) -> tuple[int, ...]:
+    """Returns the shape of what `read_image` returns, from the header of the file."""
+    if isinstance(fit, AnyRes):
+        return TiledRows(fit, spec).tiling(image).images, 3, spec.size, spec.size
+    if isinstance(fit, Native):
+        lines, columns = NativeRows(fit, spec).grid(image)
+        return 3, lines * spec.patch, columns * spec.patch
+    return 3, spec.size, spec.size
+
+
 def image_size(image: Image) -> HeightWidth:
     """Returns (height, width) of an image, upright, from the header of its file."""
     try:

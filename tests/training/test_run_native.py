@@ -189,6 +189,19 @@ def test_the_order_task_works_on_each_grid_that_divides(recipe):
         )
 
 
+@pytest.mark.parametrize("task", ["rotation", "points"])
+def test_edits_that_need_square_images_are_found_before_a_run(recipe, task):
+    changes = (
+        f"plugins={{{task}: {{share: 1.0}}}}",
+        f"stages.finetune.losses={{next_token: 1.0, {task}: 1.0}}",
+    )
+    found = plugin_problems(prepare(recipe(*changes)))
+    assert [(p.code, p.where.partition(",")[0]) for p in found] == [
+        ("plugin/returned", f"{task}.edit of an image")
+    ]
+    assert not plugin_problems(prepare(recipe(*changes, fit="{kind: native, max_patches: 9, multiple: 3}")))
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [

@@ -14,6 +14,7 @@ from lmmkit.cost_estimate import estimate
 from lmmkit.data.images import image_size
 from lmmkit.errors import UserError
 from lmmkit.objective import sum_by_name
+from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
 from lmmkit.training.run import train
@@ -125,3 +126,9 @@ def test_an_image_that_no_patch_shows_is_named_before_and_in_training(recipe, fo
     with pytest.raises(UserError, match="image/narrow") as error:
         prepared.pipeline("finetune").step(0)
     assert "narrow.png" in str(error.value) and "record 5" in str(error.value)
+
+
+def test_an_edit_of_tiles_is_found_before_a_run(recipe):
+    share = "plugins={colour: {share: 1.0}}", "stages.finetune.losses={next_token: 1.0, colour: 1.0}"
+    (problem,) = plugin_problems(prepare(recipe(*share)))
+    assert (problem.code, problem.where) == ("plan/tiles", "plugins.colour")
