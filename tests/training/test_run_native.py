@@ -202,6 +202,19 @@ def test_edits_that_need_square_images_are_found_before_a_run(recipe, task):
     assert not plugin_problems(prepare(recipe(*changes, fit="{kind: native, max_patches: 9, multiple: 3}")))
 
 
+def test_boxes_need_a_row_for_each_patch_of_a_common_grid(recipe, folder):
+    rows = json.loads((folder / "records.json").read_text())
+    (folder / "boxes.json").write_text(json.dumps([row | {"box": [0.1, 0.2, 0.6, 0.9]} for row in rows]))
+    changes = (
+        f"data.questions.records={folder / 'boxes.json'}", "plugins={attention_box: {}}",
+        "stages.finetune.losses={next_token: 1.0, attention_box: 0.1}",
+    )  # fmt: skip
+    for fit in (FIT, "{kind: anyres, max_tiles: 4}"):
+        (problem,) = plugin_problems(prepare(recipe(*changes, fit=fit)))
+        assert problem.code == "plugin/raised" and "unlike rows" in problem.got
+    assert not plugin_problems(prepare(recipe(*changes, fit="pad")))
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [
