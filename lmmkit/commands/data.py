@@ -226,14 +226,14 @@ def check(
     """
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
-        from lmmkit.commands.support.data_check import CheckReport, check_records
+        from lmmkit.commands.support.data_check import CheckReport, check_records, tiles_reader
         from lmmkit.errors import UserError, raise_all
 
     known_source(read, source)
+    names = [source] if source else list(read.data)
+    spec = tiles_reader(read, names)
     with CheckReport(report) as listed:
-        found = {
-            name: check_records(read, name, listed, decode) for name in ([source] if source else read.data)
-        }
+        found = {name: check_records(read, name, listed, decode, spec) for name in names}
     if as_json:
         path = str(report) if listed.count and listed.failed is None else None
         print_json({"sources": found, "listed": listed.count, "report": path})
