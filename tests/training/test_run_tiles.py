@@ -132,6 +132,11 @@ def test_an_image_that_no_patch_shows_is_named_before_and_in_training(recipe, fo
     gone = ("--set", f"model.vision={{from: {tmp_path / 'gone'}}}")
     text = command("data", "check", path, *words, *gone, code=2)
     assert "gone" in text and "all good" not in text
+    write(folder / "between.json", [[0], ["narrow", 6], ["narrow"], [2]])
+    path.write_text(dump(recipe(records="between.json")))
+    text = command("data", "show", path, "questions", "--root", scenes, "--count", 4, code=2)
+    assert "2 problems" in text and all(f"record {i}), {folder / 'narrow.png'}" in text for i in (1, 2))
+    assert all(f"questions:r{i} " in text for i in range(4)) and "70 x 66 pixels on" in text
     prepared = prepare(recipe("stages.finetune.batch.samples=6", records="narrow.json"))
     with pytest.raises(UserError, match="image/narrow") as error:
         prepared.pipeline("finetune").step(0)
