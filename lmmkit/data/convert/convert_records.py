@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from lmmkit.data.convert.image_copies import ImageFolder
@@ -57,15 +58,11 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
     The folder has the records, the folder `images` of copies, report.json, and refused.jsonl if there are bad records.
     Raises `UserError` if the folder is not empty, and for bad images if the source's policy allows none.
     """
-    must = form == "webdataset" or records.indexed.contains_images
-    problems = []
-    if copy is False and must:
-        got = "a source that contains its images" if form != "webdataset" else "WebDataset shards"
-        problems.append(CONVERT_IMAGES.at("--refer-images", got=got))
-    if (taken := _taken(to)) is not None:
-        problems.append(CONVERT_NOT_EMPTY.at(str(to), got=taken))
-    raise_all(problems)
-    copy = must or form == "parquet" if copy is None else copy
+    require_target(to, form, copy)
+    inside = records.indexed.contains_images
+    if copy is False and inside:
+        raise UserError(CONVERT_IMAGES.at("--refer-images", got="a source that contains its images"))
+    copy = inside or form in ("parquet", "webdataset") if copy is None else copy
     report = ConvertReport(notes=records.notes, refused=list(records.known_bad), bad_records=records.left_out)
     with write_aside(to) as aside, in_order():
         with closing(_writer(records, aside, form, copy)) as writer:
@@ -84,6 +81,25 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
     return report
 
 
+def require_target(to: Path, form: TargetForm, copy: bool | None) -> None:
+    """Checks what can be known before a source is read; the arguments are those of `convert_records`.
+
+    Raises `UserError` if the folder is not empty or the form cannot name files of images, `MachineError` if pyarrow is
+    missing for `parquet`, and `OSError` if there can be no new folder at the place.
+    """
+    problems = []
+    if copy is False and form == "webdataset":
+        problems.append(CONVERT_IMAGES.at("--refer-images", got="WebDataset shards"))
+    if (taken := _taken(to)) is not None:
+        problems.append(CONVERT_NOT_EMPTY.at(str(to), got=taken))
+    raise_all(problems)
+    if form == "parquet":
+        require_pyarrow("parquet")
+    above = next(folder for folder in to.absolute().parents if folder.exists())
+    with TemporaryDirectory(prefix=".lmmkit-", dir=above):
+        pass
+
+
 def _taken(to: Path) -> str | None:
     """Returns what is at a place; None if a folder can be renamed to it."""
     if to.is_symlink():
@@ -99,7 +115,6 @@ def _writer(records: Records, folder: Path, form: TargetForm, copy: bool) -> Wri
     if form == "webdataset":
         return ShardWriter(folder)
     if form == "parquet":
-        require_pyarrow("parquet")
         title = f"{records.path.name}: looking for columns"
         rows = counted(title, read_rows(records), len(records), "records")
         return TableWriter(folder, table_columns(rows), copy)
