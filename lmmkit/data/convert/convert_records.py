@@ -21,7 +21,7 @@ from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import LISTED, Records
 from lmmkit.data.tables.table_file import in_order, require_pyarrow
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.data import CONVERT_IMAGES, CONVERT_NOT_EMPTY, MORE_PROBLEMS, RECORDS_EMPTY
+from lmmkit.errors.data import CONVERT_IMAGES, CONVERT_NOT_EMPTY, IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY
 from lmmkit.progress import counted
 from lmmkit.runs.files import write_aside, write_json_atomic
 
@@ -66,7 +66,7 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
     report = ConvertReport(notes=records.notes, refused=list(records.known_bad), bad_records=records.left_out)
     with write_aside(to) as aside, in_order():
         with closing(_writer(records, aside, form, copy)) as writer:
-            bad = _write(records, writer, report)
+            bad = _write(records, writer, report, {} if copy else _missing(records))
         _refuse_images(records, bad, report)
         report.recipe = {"kind": "messages" if form == "parquet" else form.partition("-")[0]}
         report.recipe["records"] = str(to / writer.name)
@@ -122,13 +122,21 @@ def _writer(records: Records, folder: Path, form: TargetForm, copy: bool) -> Wri
     return JsonWriter(folder, kind, bool(lines), ImageFolder(folder) if copy else None)
 
 
-def _write(records: Records, writer: Writer, report: ConvertReport) -> list[Problem]:
-    """Writes all records. Returns the problems of those whose images are bad, which it leaves out."""
+def _missing(records: Records) -> dict[str, Problem]:
+    """Returns the problems of the image files that are not there, by path."""
+    return {path: IMAGE_MISSING.at(path, got=got) for _, path, got in records.indexed.missing()}
+
+
+def _write(
+    records: Records, writer: Writer, report: ConvertReport, missing: Mapping[str, Problem]
+) -> list[Problem]:
+    """Writes all records. Returns the problems of those whose images are bad or `missing`, which it leaves out."""
     found: list[Problem] = []
     title = f"{records.path.name}: writing {writer.name}"
     for row in counted(title, read_rows(records), len(records), "records"):
         lost = list(row.notes)
         try:
+            raise_all(missing[image.path] for image in row.images if image.path in missing)
             report.images += writer.add(row, lost)
         except UserError as error:
             found += _bad_images(records, row, error, report)

@@ -189,7 +189,7 @@ def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
     """Returns a problem for each image file that is missing or not a regular file; at most `limit` if it
     is given. Each file is checked once and reported at its first record."""
     found = records.indexed.missing()[:limit]
-    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in found]
+    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, _, reason in found]
 
 
 def too_many(records: Records, found: list[Problem], limit: int = LISTED) -> list[Problem]:
