@@ -1,11 +1,12 @@
-"""Which errors report too little memory: those of the allocators themselves, and the texts of GPUs."""
+"""Errors about too little memory: those of the allocators themselves, and the texts of GPUs, named as faults of the machine."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lmmkit.memory_faults import is_out_of_memory
+from lmmkit.errors import MachineError
+from lmmkit.memory_faults import is_out_of_memory, naming_memory
 
 TOO_MUCH = 2**50  # bytes: more than a process can address
 
@@ -37,3 +38,15 @@ def test_other_errors_are_not_about_memory():
         RuntimeError(),
     ):
         assert not is_out_of_memory(error)
+
+
+def test_an_error_about_memory_names_the_work_and_others_pass():
+    with pytest.raises(MachineError) as error, naming_memory("the answer"):
+        torch.empty(TOO_MUCH, dtype=torch.uint8)
+    (problem,) = error.value.problems
+    assert (problem.code, problem.where) == ("machine/out-of-memory", "the answer")
+    assert "DefaultCPUAllocator" in problem.got and "\n" not in problem.got
+    with pytest.raises(MachineError, match="got MemoryError"), naming_memory("here"):
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="shapes"), naming_memory("here"):
+        raise RuntimeError("shapes do not match")
