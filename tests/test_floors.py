@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
+        errors memory_faults majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs ablation report
         demo chat_page commands
         cli __main__

@@ -24,7 +24,7 @@ from lmmkit.commands.support.common import (
     safe,
     show,
 )
-from lmmkit.errors import MachineError, Tried, UserError, raise_together
+from lmmkit.errors import LmmkitError, MachineError, Tried, UserError, raise_together
 from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_WEB
 from lmmkit.progress import shown_on, working
 
@@ -99,7 +99,7 @@ def chat(
     while line := read_line():
         try:
             _obey(conversation, line)
-        except UserError as error:
+        except LmmkitError as error:
             show(error)
 
 

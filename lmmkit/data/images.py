@@ -145,10 +145,13 @@ class TiledRows:
         return self.tiling(image).rows(self.spec.grid)
 
     def tiling(self, image: Image) -> Tiling:
-        """Returns how an image is cut. Raises `UserError` if its header cannot be read, or if it is so narrow that no
-        line of the encoder's tokens shows it."""
-        size, spec = image_size(image), self.spec
-        found = Tiling.of(size, self.fit.used, spec.size, spec.grid)
+        """Returns how an image is cut. Raises `UserError` if its header cannot be read, and as `tiling_of`."""
+        return self.tiling_of(image, image_size(image))
+
+    def tiling_of(self, image: Image, size: HeightWidth) -> Tiling:
+        """Returns how an image of this size is cut. Raises `UserError` if it is so narrow that no line of the encoder's
+        tokens shows it."""
+        found = Tiling.of(size, self.fit.used, self.spec.size, self.spec.grid)
         if not found.height or not found.width:
             got = f"{size[1]} x {size[0]} pixels on {found.grid[0]} x {found.grid[1]} tiles"
             raise UserError(IMAGE_NARROW.at(image_place(image), got=got))
@@ -200,25 +203,33 @@ def image_size(image: Image) -> HeightWidth:
 @functools.lru_cache(4096)
 def _size(image: Image, changed: int, size: int) -> HeightWidth:
     with _opened(image, "crop") as opened:
-        upright = _upright(opened)
-        return upright.height, upright.width
+        return _upright_size(opened)
 
 
-def check_header(path: File, fit: ImageFit) -> tuple[int, int]:
+def check_header(path: File, fit: ImageFit) -> HeightWidth:
     """Returns (height, width) of an image, upright. Raises `UserError` if its header breaks a rule of `read_image`.
 
     Pixels are not read. So the rotation of a PNG is not found if it is written behind them, which is rare.
     """
     with _opened(path, fit) as opened:
-        width, height = opened.size
         pixels_first = opened.format == "PNG" and "exif" not in opened.info
-        return (width, height) if not pixels_first and _turn(opened) in SIDEWAYS else (height, width)
+        return (opened.height, opened.width) if pixels_first else _upright_size(opened)
 
 
-def check_whole(path: File, fit: ImageFit) -> None:
-    """Raises `UserError` if the header breaks a rule of `read_image` or a pixel cannot be decoded."""
+def check_whole(path: File, fit: ImageFit) -> HeightWidth:
+    """Returns (height, width) of an image, upright. Raises `UserError` if its header breaks a rule of `read_image` or a
+    pixel cannot be decoded."""
     with _opened(path, fit) as opened:
         opened.load()
+        return _upright_size(opened)
+
+
+def check_image(image: Image, fit: ImageFit, spec: ImageSpec | None, *, whole: bool = False) -> None:
+    """Raises `UserError` as `check_header`, or `check_whole`, and for an image of which tiles show nothing. `spec`: of
+    the encoder that reads the tiles, if there is one."""
+    size = (check_whole if whole else check_header)(image, fit)
+    if spec and spec.size and isinstance(fit, AnyRes):
+        TiledRows(fit, spec).tiling_of(image, size)
 
 
 def normalise(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
@@ -415,6 +426,12 @@ def _check_size(path: str, width: int, height: int, fit: ImageFit) -> None:
 def _upright(image: Pil.Image) -> Pil.Image:
     method = _turn(image)
     return image if method is None else image.transpose(method)
+
+
+def _upright_size(image: Pil.Image) -> HeightWidth:
+    """Returns (height, width) of the upright image. Reads the pixels of a PNG, behind which its rotation may be."""
+    width, height = image.size
+    return (width, height) if _turn(image) in SIDEWAYS else (height, width)
 
 
 def _turn(image: Pil.Image) -> Pil.Transpose | None:

@@ -28,6 +28,7 @@ from lmmkit.errors.plan import TILES
 from lmmkit.inference.generate import Chooser, Feed, generate, greedy
 from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
+from lmmkit.memory_faults import naming_memory
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.progress import working
@@ -149,6 +150,8 @@ class ChatModel:
         Views of one group share their common prefix (many questions on one image). All views must have
         one template; its `stop_ids` end a text. `on_text`, for a single view only, is called
         with each new part of the text; joined, the parts are the text.
+
+        Raises `UserError` for a prompt that is too long, `MachineError` if there is not enough memory.
         """
         if not groups:
             return []
@@ -160,7 +163,7 @@ class ChatModel:
             for group in groups
         ]
         texts: list[str] = []
-        with working("answering", _views(samples), unit="answers") as move:
+        with naming_memory("the answer"), working("answering", _views(samples), unit="answers") as move:
             for part in cut(samples, PROMPT_ROWS):
                 done = [len(texts) + _views(part) * i / max_new_tokens for i in range(max_new_tokens)]
                 before = self._before_each(choose, iter(done), move)
@@ -222,7 +225,8 @@ class ChatModel:
         question given as a text is about all of them. `<image>` markers in a question are read as in a record:
         the images take their places.
 
-        Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
+        Raises `UserError` for another number of images than the turns have, or a prompt that is too long;
+        `MachineError` if there is not enough memory.
         """
         given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
         if isinstance(turns, str):

@@ -43,13 +43,7 @@ def ends_of(ours: ChatModel, template: str, named: int) -> dict[str, int]:
     return {"template": response_end(template, tokenizer), "tokenizer": tokenizer.eos, "folder": named}
 
 
-@pytest.mark.parametrize(
-    ("template", "tokenizer"),
-    [
-        pytest.param(*fitting, marks=[pytest.mark.slow] if fitting[1] == "pieces old json" else [])
-        for fitting in chat_folders.FITTING
-    ],
-)
+@pytest.mark.parametrize(("template", "tokenizer"), chat_folders.FITTING)
 def test_transformers_stops_where_lmmkit_stops(template, tokenizer, tmp_path):
     image, named = chat_folders.question_image(tmp_path), 300
     public = chat_folders.llava(tmp_path / "hf", "llama", tokenizer, eos=[named])

@@ -232,13 +232,7 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
     assert spec.resample == ("bilinear" if name == "llama3" else "bicubic")
 
 
-@pytest.mark.parametrize(
-    ("template", "tokenizer"),
-    [
-        pytest.param(*fitting, marks=[pytest.mark.slow] if fitting[1] == "pieces old json" else [])
-        for fitting in chat_folders.FITTING
-    ],
-)
+@pytest.mark.parametrize(("template", "tokenizer"), chat_folders.FITTING)
 def test_a_sequence_begins_once_however_a_prompt_is_made(template, tokenizer, tmp_path):
     """Makes a prompt from the template at once, from its text in each way, and by hand. The tokenizer alone adds no
     first token to its template at once, as transformers decides that."""
