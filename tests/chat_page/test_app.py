@@ -230,9 +230,8 @@ def test_a_page_that_shows_another_conversation_is_refused(page):
     assert "changed elsewhere" in line["problem"] and len(page.state()["turns"]) == 2
 
 
-def test_images_wait_and_can_be_removed(page, talk, scene):
-    talk.add_images([scene.path])
-    page = Page(talk, page.folder)
+def test_images_wait_and_can_be_removed(model, scene, tmp_path):
+    page = Page(Conversation(model, max_new_tokens=8, first=[scene.path]), tmp_path)
     (given,) = page.state()["waiting"]
     added = page.post("images", png()).json()["image"]
     for number in (added, given):
@@ -243,12 +242,11 @@ def test_images_wait_and_can_be_removed(page, talk, scene):
     assert page.post(f"images/{given}/remove").status_code == 404
 
 
-def test_a_new_conversation_is_as_at_the_start(page, talk, scene, tmp_path):
+def test_a_new_conversation_is_as_at_the_start(model, scene, tmp_path):
     path = tmp_path / "mine.png"
     path.write_bytes(scene.path.read_bytes())
-    talk.add_images([path, scene.path])
     (tmp_path / "uploads").mkdir()
-    page = Page(talk, tmp_path / "uploads")
+    page = Page(Conversation(model, max_new_tokens=8, first=[path, scene.path]), tmp_path / "uploads")
     page.post("images", png())
     page.ask(COUNT, 0)
     assert page.post("reset").status_code == 200
