@@ -22,6 +22,7 @@ from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
 from lmmkit.inference.conversation import Conversation
 from lmmkit.inference.load import load
+from lmmkit.report.page import template_text
 
 TOKEN, HOST = "a-token", "127.0.0.1:8123"
 OWN = {"origin": f"http://{HOST}"}
@@ -131,6 +132,8 @@ def test_the_page_loads_nothing_and_is_shown_in_no_frame(page):
     ):
         assert headers[name] == value
     assert page.get("nothing").headers["content-security-policy"] == policy
+    for name in ("shared.css", "shared.js", "theme.js"):
+        assert page_text().count(template_text(name)) == 1 and f"{{ {name} }}" not in page_text()
     assert " style=" not in page_text() and " on" + "click" not in page_text(), "the policy would stop them"
 
 
