@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from lmmkit.api.sample import ImageFit
-from lmmkit.data.images import small_image
+from lmmkit.data.image_files.image_file import small_image
 from lmmkit.errors import LmmkitError, MachineError, UserError
 from lmmkit.errors.commands import CANNOT_WRITE
 from lmmkit.inference.conversation import Conversation

@@ -72,7 +72,7 @@ def chat(
     with working(STARTING):
         import torch
 
-        from lmmkit.data.images import check_header
+        from lmmkit.data.image_files.image_file import check_header
         from lmmkit.inference.conversation import Conversation
         from lmmkit.inference.generate import Sampled, greedy
         from lmmkit.inference.load import load

@@ -9,7 +9,7 @@ from threading import Event
 
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.images import check_whole
+from lmmkit.data.image_files.image_file import check_whole
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.generate import Chooser, greedy

@@ -9,7 +9,7 @@ import torch
 from PIL import Image as Pil
 
 from lmmkit.api.sample import AnyRes, Image, Turn
-from lmmkit.data.images import TiledRows
+from lmmkit.data.fits.rows import TiledRows
 from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
 from lmmkit.errors import MachineError, UserError
