@@ -177,7 +177,7 @@ def show(
 def _record_lines(prepared: Prepared, records: Records, i: int) -> Iterator[Text | str]:
     """Yields a record as the model reads it. Raises `UserError` for what cannot be read."""
     from lmmkit.commands.support.token_pieces import pieces, tiles_text
-    from lmmkit.data.images import image_place
+    from lmmkit.data.image_files.image_file import image_place
 
     sample = records[i]
     yield Text.assemble((records.where(i), "bold"), f"  {sample.key}  {sample.template}, {sample.image_fit}")

@@ -17,8 +17,9 @@ from torch import Tensor
 from lmmkit.api.layout import Layout, row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
+from lmmkit.data.image_files.image_file import save_pixels
 from lmmkit.data.image_markers import read_prompt
-from lmmkit.data.images import ImageReader, save_pixels
+from lmmkit.data.images import ImageReader
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views

@@ -15,14 +15,11 @@ from PIL import Image as Pil
 
 from lmmkit.api.model_info import CLIP_MEAN, ImageSpec
 from lmmkit.api.sample import AnyRes, Image, Native
+from lmmkit.data.image_files.image_file import FORMATS, MAX_BYTES, MAX_PIXELS, check_header
 from lmmkit.data.images import (
-    FORMATS,
-    MAX_BYTES,
-    MAX_PIXELS,
     Blank,
     Cut,
     ImageReader,
-    check_header,
     normalise,
     pixels_shape,
     read_each,

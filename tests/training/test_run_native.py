@@ -12,7 +12,8 @@ import lmmkit
 from lmmkit import build
 from lmmkit.api.sample import Native
 from lmmkit.cost_estimate import Load, estimate
-from lmmkit.data.images import image_size, normalise, read_image
+from lmmkit.data.image_files.image_file import image_size
+from lmmkit.data.images import normalise, read_image
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model
 from lmmkit.objective import sum_by_name

@@ -11,7 +11,7 @@ import torch
 import lmmkit
 from lmmkit import build
 from lmmkit.cost_estimate import estimate
-from lmmkit.data.images import image_size
+from lmmkit.data.image_files.image_file import image_size
 from lmmkit.errors import UserError
 from lmmkit.objective import sum_by_name
 from lmmkit.plan.dry_run.run import plugin_problems

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import AnyRes
 from lmmkit.commands.support.common import refused_file
-from lmmkit.data.images import check_image
+from lmmkit.data.fits.rows import check_image
 from lmmkit.data.sources.bad_records import BadRecord, Policy
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.records import LISTED, Records, open_indexed, records_size

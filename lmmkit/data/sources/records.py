@@ -16,7 +16,7 @@ import numpy as np
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import ImageFit, Sample
-from lmmkit.data.images import check_image
+from lmmkit.data.fits.rows import check_image
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.joined.joined_records import open_joined

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Image, ImageFit, Sample
-from lmmkit.data.images import check_image
+from lmmkit.data.fits.rows import check_image
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.answers import NO_FILES
 from lmmkit.evaluate.answers.locate import official_items

@@ -18,7 +18,8 @@ from lmmkit.api.ctx import Ctx, Moment
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
-from lmmkit.data.images import image_place, pixels_shape
+from lmmkit.data.image_files.image_file import image_place
+from lmmkit.data.images import pixels_shape
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 

@@ -10,7 +10,7 @@ import pytest
 from lmmkit.data.convert import convert_records as convert_module
 from lmmkit.data.convert.convert_records import convert_records
 from lmmkit.data.convert.source_kind import source_kind
-from lmmkit.data.images import read_bytes
+from lmmkit.data.image_files.image_file import read_bytes
 from lmmkit.data.sources.bad_records import STRICT, Policy
 from lmmkit.data.sources.records import open_records
 from lmmkit.errors import UserError

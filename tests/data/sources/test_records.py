@@ -356,7 +356,9 @@ def test_a_byte_that_is_no_utf8_is_a_fault_of_its_record(folder, name, between):
     assert [sample.meta["note"] for sample in records] == ["\u732b \u00e4"] * 3 and records.left_out == 2
     for data in (b"\xff", b"[\xff]", b"[" + good + b"\xff]", good + b"\xe7", b"[" + good + b"] \xe7"):
         last = problems(folder, data, name=name)[-1]
-        assert (last.code == "records/json" and "which is no UTF-8" in last.got) or last.code == "records/file"
+        assert (
+            last.code == "records/json" and "which is no UTF-8" in last.got
+        ) or last.code == "records/file"
 
 
 def test_bad_files(folder):
