@@ -12,21 +12,23 @@ from lmmkit.progress import counted
 from lmmkit.recipe import Recipe
 from lmmkit.report.page import Page, byte_size, render
 from lmmkit.report.span_text import visible
-from lmmkit.report.trained_samples import SMALL, SampleReader, TrainedSample, first_places, source_places
+from lmmkit.report.trained_samples import (
+    LABELS,
+    SMALL,
+    SampleReader,
+    TrainedSample,
+    first_places,
+    source_places,
+)
 from lmmkit.report.wording import plural
 
 LIMIT = 6_000_000  # bytes of the page
 SHRINK = 0.8
-ROLES = (
-    ("bos", "begin", "the token that begins a sequence"),
-    ("system", "system", "the system prompt"),
-    ("user", "user", "a question"),
-    ("header", "header", "what announces an answer"),
-    ("response", "response", "an answer"),
-    ("image", "image", "rows of an image"),
-    ("learned", "learned", "learned tokens of a plugin"),
-    ("none", "text", "text of no role"),
-)
+MEANINGS = {
+    "bos": "the token that begins a sequence", "system": "the system prompt", "user": "a question",
+    "header": "what announces an answer", "response": "an answer", "image": "rows of an image",
+    "learned": "learned tokens of a plugin", "none": "text of no role",
+}  # fmt: skip
 
 
 def data_page(
@@ -102,6 +104,7 @@ def _page(
         warnings.append(f"{plural(bad, 'record')} cannot be trained on, each with its reason.")
     numbers = {uri: number for number, uri in enumerate(dict.fromkeys(_uris(samples)))}
     kinds = {span.kind for sample in samples for view in sample.views for span in view.spans}
+    roles = [(kind, LABELS[kind], meaning) for kind, meaning in MEANINGS.items() if kind in kinds]
     reads = any(span.use == "read" for sample in samples for view in sample.views for span in view.spans)
     where = prepared.recipe.where(f"stages.{stage}")
     text = render(
@@ -109,7 +112,7 @@ def _page(
         kicker=f"{where} · {of}{'' if source else ', in the order of training'}", warnings=warnings,
         steps=prepared.steps(stage), step=section.batch.samples, context=prepared.recipe.model.text.context,
         too_long=section.batch.too_long, size=image.size, small=image.size <= SMALL,
-        roles=[role for role in ROLES if role[0] in kinds], reads=reads, samples=samples, numbers=numbers,
+        roles=roles, reads=reads, samples=samples, numbers=numbers,
         visible=visible, plan=stage_text(prepared, prepared.plans[stage]),
     )  # fmt: skip
     return Page(text=text, warnings=warnings)
