@@ -84,22 +84,21 @@ def _fitting(
     """Returns the page with as many of the samples as its bytes allow."""
     most = len(samples)
     while True:
-        page = _page(prepared, stage, samples[:most], first, source, left_out=len(samples) - most)
+        further = plural(len(samples) - most, "further sample")
+        left_out = f"{further} left out: the page has room for {limit / 1e6:g} MB."
+        page = _page(prepared, stage, samples[:most], first, source, left_out if most < len(samples) else "")
         if most == 0 or byte_size([page.text]) <= limit:
             return page
         most = int(most * SHRINK)
 
 
 def _page(
-    prepared: Prepared, stage: str, samples: Sequence[TrainedSample], first: int, source: str | None, left_out: int
+    prepared: Prepared, stage: str, samples: Sequence[TrainedSample], first: int, source: str | None, left_out: str
 ) -> Page:  # fmt: skip
+    """Returns the page. `left_out`: what is not on it, as a sentence."""
     section, image = prepared.recipe.stages[stage], prepared.dims.image
     of = plural(len(samples), "record") + f" of {source}" if source else plural(len(samples), "sample")
-    warnings = []
-    if left_out:
-        warnings.append(
-            f"{plural(left_out, 'further sample')} left out: the page has room for {LIMIT / 1e6:g} MB."
-        )
+    warnings = [left_out] if left_out else []
     if bad := sum(sample.problem is not None for sample in samples):
         warnings.append(f"{plural(bad, 'record')} cannot be trained on, each with its reason.")
     numbers = {uri: number for number, uri in enumerate(dict.fromkeys(_uris(samples)))}
