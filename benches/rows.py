@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from lmmkit.data.images import check_header
+from lmmkit.data.image_files.image_file import check_header
 from lmmkit.data.loader import load_steps
 from lmmkit.data.sources.json_records import read_records
 from lmmkit.data.sources.json_stream import Window

@@ -28,7 +28,8 @@ from lmmkit.api.batch import Batch
 from lmmkit.api.components import Term
 from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.sample import Image, Sample, Turn
-from lmmkit.data.images import FixedRows, normalise
+from lmmkit.data.fits.rows import FixedRows
+from lmmkit.data.images import normalise
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.views import Views
 from lmmkit.model.init import init

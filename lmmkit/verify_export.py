@@ -22,7 +22,8 @@ from lmmkit import build
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import first_id
-from lmmkit.data.images import image_size, normalise, read_image
+from lmmkit.data.image_files.image_file import image_size
+from lmmkit.data.images import normalise, read_image
 from lmmkit.errors import MachineError
 from lmmkit.errors.weights import EXPORT_DIFFERS, NO_TRANSFORMERS
 from lmmkit.import_export import Format, adapter_of

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
+        errors memory_faults majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs ablation report
         demo chat_page commands
         cli __main__
@@ -52,14 +52,17 @@ FLOORS: dict[str, str] = {
         plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources convert text_tokenizers
+        image_markers tables image_files fits images labels need_rows packing sampler length_grouping rank_shares sources convert text_tokenizers
         layout_writer chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.convert": """
         source_kind rows image_copies json_writer shard_writer table_columns table_writer convert_records
     """,
     "lmmkit.data.fits": """
-        tiles native
+        tiles native rows
+    """,
+    "lmmkit.data.image_files": """
+        upright image_file
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records

@@ -10,7 +10,7 @@ from torch import nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ImageReducer
 from lmmkit.api.model_info import Dims
-from lmmkit.api.sample import AnyRes, Native
+from lmmkit.api.sample import AnyRes
 from lmmkit.attention.backends import log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.trial import Backend
@@ -18,7 +18,7 @@ from lmmkit.build.device import backend, compute_dtype, conditions
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.connectors.kinds import build_connector
 from lmmkit.model.decoder import Decoder
-from lmmkit.model.image_rows import NativeRow, NewlineRow, ReducedRows, TileRows
+from lmmkit.model.image_rows import NewlineRow, ReducedRows, TileRows
 from lmmkit.model.init import init
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
 from lmmkit.model.vision import ViT
@@ -56,8 +56,6 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         reducer = components.get(asked.reduce) if asked and asked.reduce else None
         if asked and isinstance(recipe.model.chat.image_fit, AnyRes):
             connector.newline, lmm.image_rows = NewlineRow(decoder.width), TileRows()
-        if isinstance(recipe.model.chat.image_fit, Native):
-            lmm.image_rows = NativeRow()
         if isinstance(reducer, ImageReducer):
             lmm.image_rows = ReducedRows(reducer, built[reducer.name], dims)
         compute = compute_dtype(recipe, device)

@@ -12,9 +12,11 @@ from threading import Lock
 from typing import Any
 
 from lmmkit.api.sample import ImageFit
-from lmmkit.data.images import small_image
-from lmmkit.errors import UserError
+from lmmkit.data.image_files.image_file import small_image
+from lmmkit.errors import LmmkitError, MachineError, UserError
+from lmmkit.errors.commands import CANNOT_WRITE
 from lmmkit.inference.conversation import Conversation
+from lmmkit.memory_faults import naming_memory
 
 MOST_BYTES = 32 * 2**20  # of an uploaded image
 MOST_IMAGES = 64  # since the conversation began
@@ -69,17 +71,19 @@ class ChatSession:
 
     def add_image(self, data: bytes) -> int:
         """Adds an uploaded image to the next question, and returns its number. Raises `Refused` if it is none that
-        the model can read, or if there are too many."""
+        the model can read, if there are too many, or if the disk is full."""
         with self._working():
             if len(self._files) >= MOST_IMAGES:
                 raise Refused(413, f"at most {MOST_IMAGES} images; a new conversation begins without any")
             path = self._folder / str(self._given)
-            path.write_bytes(data)
             try:
+                path.write_bytes(data)
                 self._conversation.add_images([path])
-            except UserError as error:
-                path.unlink()
-                raise Refused(400, problem_text(error)) from error
+            except OSError as error:
+                raise MachineError(CANNOT_WRITE.at(str(path), got=error.strerror or str(error))) from error
+            finally:
+                if str(path) not in self._conversation.waiting:
+                    path.unlink(missing_ok=True)
             return self._number(self._conversation.waiting[-1])
 
     def remove_image(self, number: int) -> None:
@@ -107,10 +111,7 @@ class ChatSession:
         with self._working():
             if turns != len(self._conversation.turns):
                 raise Refused(409, "the conversation has been changed elsewhere; this page is now up to date")
-            try:
-                self._conversation.ask(text, on_text)
-            except UserError as error:
-                raise Refused(400, problem_text(error)) from error
+            self._conversation.ask(text, on_text)
             return {"turns": len(self._conversation.turns), "stopped": self._conversation.stopped}
 
     def stop(self) -> None:
@@ -127,10 +128,7 @@ class ChatSession:
             for path in self._files.values():
                 self._forget(path)
             self._files.clear()
-            try:
-                self._conversation.add_images(self._first)
-            except UserError as error:
-                raise Refused(400, problem_text(error)) from error
+            self._conversation.add_images(self._first)
             for path in self._first:
                 self._number(path)
 
@@ -153,11 +151,14 @@ class ChatSession:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Runs the block if no other one runs. Raises `Refused` otherwise."""
+        """Runs the block if no other one runs. Raises `Refused` otherwise, and for a problem in the block."""
         if not self._work.acquire(blocking=False):
             raise Refused(409, "the model is at work; wait until it is done, or stop the answer")
         try:
-            yield
+            with naming_memory("this request"):
+                yield
+        except LmmkitError as error:
+            raise Refused(503 if isinstance(error, MachineError) else 400, problem_text(error)) from error
         finally:
             self._work.release()
 
@@ -187,6 +188,6 @@ def shown_fit(fit: ImageFit) -> str:
     return fit if isinstance(fit, str) else "stretch"
 
 
-def problem_text(error: UserError) -> str:
+def problem_text(error: LmmkitError) -> str:
     """Returns the problems of an error as one text, without their places, which are files of the server."""
     return "; ".join(f"got {p.got}, expected {p.expected} [{p.code}]" for p in error.problems)

@@ -24,7 +24,7 @@ from lmmkit.commands.support.common import (
     safe,
     show,
 )
-from lmmkit.errors import MachineError, Tried, UserError, raise_together
+from lmmkit.errors import LmmkitError, MachineError, Tried, UserError, raise_together
 from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_WEB
 from lmmkit.progress import shown_on, working
 
@@ -71,7 +71,7 @@ def chat(
     with working(STARTING):
         import torch
 
-        from lmmkit.data.images import check_header
+        from lmmkit.data.image_files.image_file import check_header
         from lmmkit.inference.conversation import Conversation
         from lmmkit.inference.generate import Sampled, greedy
         from lmmkit.inference.load import load
@@ -99,7 +99,7 @@ def chat(
     while line := read_line():
         try:
             _obey(conversation, line)
-        except UserError as error:
+        except LmmkitError as error:
             show(error)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,6 +143,7 @@ def show(
 
     A dot separates tokens. Supervised text is in double brackets, [[ ]], and bright. With --html: all views with
     their learned tokens, and the images as the encoder gets them; without SOURCE in the order of training.
+    What cannot be read is reported at the end.
     """
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
@@ -161,32 +163,34 @@ def show(
         for name, records in prepared.sources.items()
         if not 0 <= record < len(records)
     )
+    problems = []
     for records in prepared.sources.values():
-        _show_records(prepared, records, range(record, min(record + (count or 3), len(records))))
+        for i in range(record, min(record + (count or 3), len(records))):
+            try:
+                for line in _record_lines(prepared, records, i):
+                    out.print(line)
+            except UserError as error:
+                problems += [replace(p, where=f"{records.where(i)}, {p.where}") for p in error.problems]
+    raise_all(problems)
 
 
-def _show_records(prepared: Prepared, records: Records, numbers: range) -> None:
-    """Prints records as the model reads them."""
+def _record_lines(prepared: Prepared, records: Records, i: int) -> Iterator[Text | str]:
+    """Yields a record as the model reads it. Raises `UserError` for what cannot be read."""
     from lmmkit.commands.support.token_pieces import pieces, tiles_text
-    from lmmkit.data.images import image_place
+    from lmmkit.data.image_files.image_file import image_place
 
-    for i in numbers:
-        sample = records[i]
-        out.print(
-            Text.assemble(
-                (records.where(i), "bold"), f"  {sample.key}  {sample.template}, {sample.image_fit}"
-            )
+    sample = records[i]
+    yield Text.assemble((records.where(i), "bold"), f"  {sample.key}  {sample.template}, {sample.image_fit}")
+    for image in sample.images:
+        tiles = tiles_text(sample.image_fit, prepared.dims.image, image)
+        yield f"  image {image_place(image)}{tiles}"
+    line = Text()
+    for text, supervised in pieces(prepared, sample):
+        line.append(
+            f"[[{text.removesuffix(' ')}]] " if supervised else text,
+            "bold green" if supervised else "dim",
         )
-        for image in sample.images:
-            tiles = tiles_text(sample.image_fit, prepared.dims.image, image)
-            out.print(f"  image {image_place(image)}{tiles}")
-        line = Text()
-        for text, supervised in pieces(prepared, sample):
-            line.append(
-                f"[[{text.removesuffix(' ')}]] " if supervised else text,
-                "bold green" if supervised else "dim",
-            )
-        out.print(line)
+    yield line
 
 
 def _write_samples(read: Recipe, to: Path, **asked: Any) -> None:
@@ -226,14 +230,14 @@ def check(
     """
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
-        from lmmkit.commands.support.data_check import CheckReport, check_records
+        from lmmkit.commands.support.data_check import CheckReport, check_records, tiles_reader
         from lmmkit.errors import UserError, raise_all
 
     known_source(read, source)
+    names = [source] if source else list(read.data)
+    spec = tiles_reader(read, names)
     with CheckReport(report) as listed:
-        found = {
-            name: check_records(read, name, listed, decode) for name in ([source] if source else read.data)
-        }
+        found = {name: check_records(read, name, listed, decode, spec) for name in names}
     if as_json:
         path = str(report) if listed.count and listed.failed is None else None
         print_json({"sources": found, "listed": listed.count, "report": path})

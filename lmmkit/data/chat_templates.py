@@ -15,7 +15,7 @@ from typing import Protocol, get_args
 
 from lmmkit.api.layout import Layout, SpanRole
 from lmmkit.api.sample import AfterEos, Image, Sample, Turn
-from lmmkit.data.images import RowsOf
+from lmmkit.data.fits.rows import RowsOf
 from lmmkit.data.layout_writer import LayoutWriter, WeightsOf
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all

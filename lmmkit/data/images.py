@@ -1,21 +1,12 @@
-"""Reads image files into the pixels that an encoder takes, resized as CLIP, LLaVA-1.5 or SigLIP do.
-
-Only five formats are accepted, with at most 40 million pixels, an aspect ratio of at most 200, and no
-truncated files. Pillow's plain conversion to RGB would be wrong for 16-bit grey, transparency and EXIF
-rotation. For those the result is the image that a viewer shows.
-"""
+"""Reads images into the pixels that an encoder takes, resized as CLIP, LLaVA-1.5 or SigLIP do."""
 
 from __future__ import annotations
 
 import functools
-import os
-import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from io import BytesIO
-from typing import BinaryIO, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,53 +16,17 @@ from torch import Tensor
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec, Resample
 from lmmkit.api.sample import AnyRes, Image, ImageFit, Native
 from lmmkit.data.fits.native import native_grid
-from lmmkit.data.fits.tiles import HeightWidth, Tiling, cut_tiles
-from lmmkit.data.tables.table_file import read_cell
-from lmmkit.errors import LmmkitError, UserError
-from lmmkit.errors.data import (
-    IMAGE_DAMAGED,
-    IMAGE_FILE,
-    IMAGE_FORMAT,
-    IMAGE_NARROW,
-    IMAGE_SHAPE,
-    IMAGE_TOO_LARGE,
-)
+from lmmkit.data.fits.rows import NativeRows, TiledRows
+from lmmkit.data.fits.tiles import cut_tiles
+from lmmkit.data.image_files.image_file import File, opened_image, unedited
+from lmmkit.data.image_files.upright import as_rgb, upright
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
-MAX_SQUARE = 4 * MAX_PIXELS  # padded
-MAX_ASPECT = 200
-MAX_BYTES = 4 * MAX_PIXELS  # of the file; an uncompressed bitmap takes as many
-ORIENTATION = 0x0112  # EXIF tag: rotation and mirroring
 RESAMPLING = {"bicubic": Pil.Resampling.BICUBIC, "bilinear": Pil.Resampling.BILINEAR}
-UPRIGHT = {
-    2: Pil.Transpose.FLIP_LEFT_RIGHT,
-    3: Pil.Transpose.ROTATE_180,
-    4: Pil.Transpose.FLIP_TOP_BOTTOM,
-    5: Pil.Transpose.TRANSPOSE,
-    6: Pil.Transpose.ROTATE_270,
-    7: Pil.Transpose.TRANSVERSE,
-    8: Pil.Transpose.ROTATE_90,
-}
-SIDEWAYS = [UPRIGHT[number] for number in (5, 6, 7, 8)]  # these exchange height and width
 
-
-File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
 ImageRef = tuple[Image, ImageFit]
 TeacherRef = tuple[Image, ImageFit, "Cut"]
 PixelRef = ImageRef | TeacherRef  # the key of the pixels of an image, as the model or a teacher reads it
 ReadImage = Callable[[Image, ImageFit], Tensor]  # as `ImageReader`
-RowsOf = Callable[[Image], int]  # the number of rows that an image takes in the decoder
-
-
-@dataclass(frozen=True)
-class FixedRows:
-    """Gives each image the same number of rows: all images have one size. 0 in a text-only model."""
-
-    rows: int
-
-    def __call__(self, image: Image) -> int:
-        return self.rows
 
 
 class Cut(NamedTuple):
@@ -101,20 +56,11 @@ def read_image(path: File, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     return _read(path, [cut], fit)[0]
 
 
-def small_image(path: File, most: int) -> Pil.Image:
-    """Returns an image as a viewer shows it, upright and RGB, with sides of at most `most`. Raises as `read_image`."""
-    with _opened(path, "crop") as opened:
-        opened.load()
-        image = _rgb(_upright(opened))
-        image.thumbnail((most, most))
-        return image
-
-
 def _read(path: File, cuts: Iterable[ImageSpec | Cut], fit: ImageFit) -> list[Tensor]:
     """Returns the pixels of an image in each of these sizes; the file is decoded once."""
-    with _opened(path, fit) as opened:
+    with opened_image(path, fit) as opened:
         opened.load()
-        image = _rgb(_upright(opened))
+        image = as_rgb(upright(opened))
         return [_tensor(image, cut, fit) for cut in cuts]
 
 
@@ -134,81 +80,14 @@ def _tensor(image: Pil.Image, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     return torch.from_numpy(np.array(_fitted(image, cut, fit))).permute(2, 0, 1).contiguous()
 
 
-@dataclass(frozen=True)
-class TiledRows:
-    """Gives the rows of images that are cut into tiles: they depend on the size of the image, which its header has."""
-
-    fit: AnyRes
-    spec: ImageSpec
-
-    def __call__(self, image: Image) -> int:
-        return self.tiling(image).rows(self.spec.grid)
-
-    def tiling(self, image: Image) -> Tiling:
-        """Returns how an image is cut. Raises `UserError` if its header cannot be read, or if it is so narrow that no
-        line of the encoder's tokens shows it."""
-        size, spec = image_size(image), self.spec
-        found = Tiling.of(size, self.fit.used, spec.size, spec.grid)
-        if not found.height or not found.width:
-            got = f"{size[1]} x {size[0]} pixels on {found.grid[0]} x {found.grid[1]} tiles"
-            raise UserError(IMAGE_NARROW.at(image_place(image), got=got))
-        return found
-
-
-@dataclass(frozen=True)
-class NativeRows:
-    """Gives the rows of images that keep their shape: one for each patch."""
-
-    fit: Native
-    spec: ImageSpec
-
-    def __call__(self, image: Image) -> int:
-        lines, columns = self.grid(image)
-        return lines * columns
-
-    def grid(self, image: Image) -> HeightWidth:
-        """Returns the lines and columns of an image. Raises `UserError` if its header cannot be read."""
-        return native_grid(image_size(image), self.spec.patch, self.fit.max_patches, self.fit.multiple)
-
-
-def rows_by_shape(fit: ImageFit, spec: ImageSpec) -> RowsOf | None:
-    """Returns what gives the rows of images that depend on their shape; None if all images have one size."""
+def pixels_shape(image: Image, fit: ImageFit, spec: ImageSpec) -> tuple[int, ...]:
+    """Returns the shape of what `read_image` returns, from the header of the file."""
     if isinstance(fit, AnyRes):
-        return TiledRows(fit, spec)
-    return NativeRows(fit, spec) if isinstance(fit, Native) else None
-
-
-def image_size(image: Image) -> HeightWidth:
-    """Returns (height, width) of an image, upright, from the header of its file."""
-    try:
-        found = os.stat(image.path)
-    except (OSError, ValueError):
-        return _size.__wrapped__(unedited(image), 0, 0)  # says why the file cannot be read
-    return _size(unedited(image), found.st_mtime_ns, found.st_size)
-
-
-@functools.lru_cache(4096)
-def _size(image: Image, changed: int, size: int) -> HeightWidth:
-    with _opened(image, "crop") as opened:
-        upright = _upright(opened)
-        return upright.height, upright.width
-
-
-def check_header(path: File, fit: ImageFit) -> tuple[int, int]:
-    """Returns (height, width) of an image, upright. Raises `UserError` if its header breaks a rule of `read_image`.
-
-    Pixels are not read. So the rotation of a PNG is not found if it is written behind them, which is rare.
-    """
-    with _opened(path, fit) as opened:
-        width, height = opened.size
-        pixels_first = opened.format == "PNG" and "exif" not in opened.info
-        return (width, height) if not pixels_first and _turn(opened) in SIDEWAYS else (height, width)
-
-
-def check_whole(path: File, fit: ImageFit) -> None:
-    """Raises `UserError` if the header breaks a rule of `read_image` or a pixel cannot be decoded."""
-    with _opened(path, fit) as opened:
-        opened.load()
+        return TiledRows(fit, spec).tiling(image).images, 3, spec.size, spec.size
+    if isinstance(fit, Native):
+        lines, columns = NativeRows(fit, spec).grid(image)
+        return 3, lines * spec.patch, columns * spec.patch
+    return 3, spec.size, spec.size
 
 
 def normalise(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
@@ -296,136 +175,9 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(each.nbytes for each in tensors)
 
 
-def unedited(image: Image) -> Image:
-    """Returns the image as its file contains it."""
-    return image if image.edit is None else replace(image, edit=None)
-
-
 @functools.cache
 def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-
-
-def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
-    """Writes an image in memory to a file that `read_image` reads as it would read the image's own file.
-
-    Raises `UserError` if its pixels cannot be read.
-    """
-    with _as_user_error("an image in memory"):
-        _rgb(_upright(image)).save(path, format="BMP")
-
-
-def read_bytes(image: Image) -> tuple[bytes, str]:
-    """Returns the file of an image, and its format as Pillow names it. Raises `UserError` as `check_header` does."""
-    name = image_place(image)
-    with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
-        _check_size(name, *opened.size, "crop")
-        data.seek(0)
-        return data.read(), str(opened.format)
-
-
-@contextmanager
-def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
-    """Opens the image and checks its header. Every error in the block becomes a `UserError`."""
-    image = file if isinstance(file, Image) else Image(os.fspath(file))
-    name = image_place(image)
-    with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
-        _check_size(name, *opened.size, fit)
-        yield opened
-
-
-def image_place(image: Image) -> str:
-    """Returns the place of an image as messages name it."""
-    if image.cell is not None:
-        record, column, number = image.cell
-        return f"{image.path}:{record + 1} (`{column}`, image {number})"
-    part = image.part
-    return image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
-
-
-@contextmanager
-def _as_user_error(path: str) -> Iterator[None]:
-    """Turns every error inside into a `UserError` about the file `path`."""
-    try:
-        yield
-    except LmmkitError:
-        raise
-    except Pil.UnidentifiedImageError as error:
-        problem = IMAGE_FORMAT.at(path, got="a file in no known format", formats=", ".join(FORMATS))
-        raise UserError(problem) from error
-    except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
-        raise UserError(IMAGE_TOO_LARGE.at(path, got=str(error), most=f"{MAX_PIXELS} pixels")) from error
-    except Exception as error:  # for broken files Pillow's decoders raise errors of many types
-        missing = error.strerror if isinstance(error, OSError) else None
-        code, reason = (IMAGE_FILE, missing) if missing else (IMAGE_DAMAGED, str(error))
-        raise UserError(code.at(path, got=reason or type(error).__name__)) from error
-
-
-def _bytes(image: Image, path: str) -> BinaryIO:
-    """Opens the file of an image, or the part of a file that contains it."""
-    if image.cell is not None:
-        data = read_cell(image.path, *image.cell)
-        if len(data) > MAX_BYTES:
-            raise UserError(IMAGE_TOO_LARGE.at(path, got=f"{len(data)} bytes", most=f"{MAX_BYTES} bytes"))
-        return BytesIO(data)
-    # A pipe or a device could block or never end. O_NONBLOCK avoids the wait; the check below refuses both.
-    file = open(os.open(image.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
-    try:
-        found = os.fstat(file.fileno())
-        offset, size = image.part or (0, found.st_size)
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(IMAGE_FILE.at(path, got="no regular file"))
-        if size > MAX_BYTES:
-            raise UserError(IMAGE_TOO_LARGE.at(path, got=f"{size} bytes", most=f"{MAX_BYTES} bytes"))
-        if image.part is None:
-            return file
-        data = os.pread(file.fileno(), size, offset)
-        if len(data) < size:
-            raise UserError(IMAGE_DAMAGED.at(path, got=f"{len(data)} of {size} bytes"))
-    except BaseException:
-        file.close()
-        raise
-    file.close()
-    return BytesIO(data)
-
-
-def _check_size(path: str, width: int, height: int, fit: ImageFit) -> None:
-    got = f"{width} x {height} pixels"
-    long, short = max(width, height), min(width, height)
-    if short < 1 or long > MAX_ASPECT * short:
-        raise UserError(IMAGE_SHAPE.at(path, got=got, ratio=MAX_ASPECT))
-    if width * height > MAX_PIXELS:
-        raise UserError(IMAGE_TOO_LARGE.at(path, got=got, most=f"{MAX_PIXELS} pixels"))
-    if fit == "pad" and long * long > MAX_SQUARE:
-        raise UserError(
-            IMAGE_TOO_LARGE.at(path, got=got, most=f"{MAX_SQUARE} pixels when padded to a square")
-        )
-
-
-def _upright(image: Pil.Image) -> Pil.Image:
-    method = _turn(image)
-    return image if method is None else image.transpose(method)
-
-
-def _turn(image: Pil.Image) -> Pil.Transpose | None:
-    """Returns what turns an image upright, if anything does."""
-    try:
-        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF is common, and no reason to refuse the image
-        return None
-
-
-def _rgb(image: Pil.Image) -> Pil.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
-        values = np.asarray(image).astype(np.float32).clip(0, 65535)
-        return Pil.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Pil.new("RGBA", image.size, (255, 255, 255, 255))
-        return Pil.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _fitted(image: Pil.Image, spec: ImageSpec | Cut, fit: ImageFit) -> Pil.Image:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from lmmkit.api.layout import CharWeight, Layout, Span, SpanRole, text
 from lmmkit.api.sample import Image, Turn
-from lmmkit.data.images import RowsOf
+from lmmkit.data.fits.rows import RowsOf
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE
 

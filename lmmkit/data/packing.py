@@ -22,19 +22,10 @@ from lmmkit.api.needs import AttnMass, Need, teacher_models_of, teachers_of
 from lmmkit.api.sample import AnyRes, Image, ImageFit, Native, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.data.fits.rows import TiledRows
 from lmmkit.data.fits.tiles import NEWLINE
-from lmmkit.data.images import (
-    Blank,
-    Cut,
-    ImageRef,
-    PixelRef,
-    ReadImage,
-    TiledRows,
-    normalise,
-    read_each,
-    renormalise,
-    unedited,
-)
+from lmmkit.data.image_files.image_file import unedited
+from lmmkit.data.images import Blank, Cut, ImageRef, PixelRef, ReadImage, normalise, read_each, renormalise
 from lmmkit.data.labels import item_labels, join_labels
 from lmmkit.data.need_rows import (
     PlacedView,

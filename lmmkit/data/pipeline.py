@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lmmkit.api.batch import Step
 from lmmkit.api.sample import Sample
-from lmmkit.data.images import ImageReader, PixelRef, read_each, unedited
+from lmmkit.data.image_files.image_file import unedited
+from lmmkit.data.images import ImageReader, PixelRef, read_each
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.data.rank_shares import balanced_shares, estimated_rows

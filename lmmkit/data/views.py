@@ -14,7 +14,7 @@ from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
 from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
-from lmmkit.data.images import RowsOf, rows_by_shape
+from lmmkit.data.fits.rows import RowsOf, rows_by_shape
 from lmmkit.data.layout_writer import WeightsOf
 from lmmkit.data.packing import LaidOut
 from lmmkit.data.sampler import sample_rng

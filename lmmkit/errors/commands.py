@@ -64,6 +64,15 @@ CANNOT_WRITE = Code(
     hint="Free disk space, change the permissions, or name another file or folder.",
 )
 
+# machine/
+
+NO_MEMORY = Code(
+    "machine/out-of-memory", cause="A command, or an answer, needs more memory than there is.",
+    expected="what fits into the memory",
+    hint="End other programs that use it, or make the work smaller: fewer or smaller images, a shorter conversation, "
+    "fewer new tokens, `--dtype bfloat16`.",
+)
+
 # plugins/
 
 PLUGINS_FILES = Code(

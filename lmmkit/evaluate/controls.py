@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Image, Sample
-from lmmkit.data.images import Blank, check_header
+from lmmkit.data.image_files.image_file import check_header
+from lmmkit.data.images import Blank
 from lmmkit.errors import Problem, UserError
 from lmmkit.recipe import Control, EmptyImage, Recipe
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from lmmkit.api.layout import Layout, row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
+from lmmkit.data.image_files.image_file import save_pixels
 from lmmkit.data.image_markers import read_prompt
-from lmmkit.data.images import ImageReader, save_pixels
+from lmmkit.data.images import ImageReader
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views
@@ -28,6 +29,7 @@ from lmmkit.errors.plan import TILES
 from lmmkit.inference.generate import Chooser, Feed, generate, greedy
 from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
+from lmmkit.memory_faults import naming_memory
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.progress import working
@@ -149,6 +151,8 @@ class ChatModel:
         Views of one group share their common prefix (many questions on one image). All views must have
         one template; its `stop_ids` end a text. `on_text`, for a single view only, is called
         with each new part of the text; joined, the parts are the text.
+
+        Raises `UserError` for a prompt that is too long, `MachineError` if there is not enough memory.
         """
         if not groups:
             return []
@@ -160,7 +164,7 @@ class ChatModel:
             for group in groups
         ]
         texts: list[str] = []
-        with working("answering", _views(samples), unit="answers") as move:
+        with naming_memory("the answer"), working("answering", _views(samples), unit="answers") as move:
             for part in cut(samples, PROMPT_ROWS):
                 done = [len(texts) + _views(part) * i / max_new_tokens for i in range(max_new_tokens)]
                 before = self._before_each(choose, iter(done), move)
@@ -222,7 +226,8 @@ class ChatModel:
         question given as a text is about all of them. `<image>` markers in a question are read as in a record:
         the images take their places.
 
-        Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
+        Raises `UserError` for another number of images than the turns have, or a prompt that is too long;
+        `MachineError` if there is not enough memory.
         """
         given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
         if isinstance(turns, str):

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Event
 
+from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.images import check_whole
+from lmmkit.data.image_files.image_file import check_whole
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.generate import Chooser, greedy
@@ -57,7 +58,7 @@ class Conversation:
         images = (*self.waiting, *more)
         sample = self._sample(Turn("user", "", images=len(images)), images)
         layout = self.chat_model.fitting(View(sample=sample), self.max_new_tokens)
-        return sum(span.n for span in layout)
+        return row_count(layout)
 
     def remove_image(self, path: str) -> None:
         """Removes a file from the images of the next question, if it is one of them."""
@@ -68,8 +69,8 @@ class Conversation:
         """Asks a question about the waiting images, and returns the answer, which becomes part of the conversation.
 
         `on_text` is called with each new part of it. An answer that is stopped remains as far as it is written; a
-        question whose answer has no part then is forgotten, and its images wait for the next one. So they do if
-        `UserError` is raised, for a question that cannot be asked.
+        question whose answer has no part then is forgotten, and its images wait for the next one. The same is so if
+        `UserError` is raised, for a question that cannot be asked, or `MachineError`, without enough memory.
         """
         self._stopped.clear()
         question, parts = Turn("user", text, images=len(self.waiting)), []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmmkit.api.layout import Layout
-from lmmkit.api.sample import Sample, View
+from lmmkit.api.sample import AnyRes, Native, Sample, View
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
 from lmmkit.data.packing import LaidOut, Packer, PixelRef, SizedSample, read_images
@@ -38,7 +38,8 @@ class ImageAttention:
 
     @property
     def map_XY(self) -> Tensor | None:
-        """Returns the attention to each patch of the first image; None if rows are made of no fixed patches."""
+        """Returns the attention to each patch of the first image, or of its overview; None if its rows are made of no
+        fixed patches, or if it keeps its shape."""
         return self.images[0].map_XY
 
 
@@ -91,8 +92,13 @@ def image_attention(
     weight_N, deciding_N = weight_RN[:-1].mean(0), weight_RN[-1]
     count_S = np.arange(1, len(number_S) + 1)
     even_S = np.cumsum(is_image) / count_S
+    fit = sample.members[0].view.sample.image_fit
 
     def on_patches(weight_N: Tensor) -> Tensor | None:
+        if isinstance(fit, Native):
+            return None
+        if isinstance(fit, AnyRes):
+            weight_N = weight_N[: packer.image.tokens]  # of the overview
         return lmm.image_rows.on_patches(weight_N, cast(Connector, lmm.connector))
 
     n_I = np.bincount(number_S[is_image]).tolist()

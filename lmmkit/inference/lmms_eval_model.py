@@ -16,7 +16,7 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from PIL import Image as Pil
 
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.images import save_pixels
+from lmmkit.data.image_files.image_file import save_pixels
 from lmmkit.inference.load import load
 
 MAX_NEW_TOKENS = 128

@@ -55,17 +55,6 @@ class TileRows(ImageRows):
     def learned(self, connector: nn.Module) -> Mapping[str, Tensor]:
         return {"newline": cast(NewlineRow, connector.newline).row[None]}
 
-    def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
-        return connector.on_patches(weight_N[: connector.grid[0] * connector.grid[1]])  # of the overview
-
-
-class NativeRow(ImageRows):
-    """Gives the rows of images of which some keep their shape, so that the number of rows does not say which patches
-    they are made of."""
-
-    def on_patches(self, weight_N: Tensor, connector: Connector) -> None:
-        return None
-
 
 class ReducedRows(ImageRows):
     """Gives each image the rows of a reducer. `module` is the reducer's; the objective has it under `plugins`."""

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Component, Reader, StepTerm, TokenStrategy, ViewMaker
 from lmmkit.api.layout import Layout, Span
-from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import (
     AttnMass,
     AttnTo,
@@ -30,7 +29,7 @@ from lmmkit.api.needs import (
     VisionAt,
     selector,
 )
-from lmmkit.api.sample import AnyRes, ImageFit, Label, Native
+from lmmkit.api.sample import AnyRes, ImageFit, Label
 from lmmkit.data.fits.tiles import most_rows
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
@@ -82,7 +81,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by the connector, {prepared.recipe.model.connector.kind}")
     for name in prepared.recipe.stages[plan.stage].data:
-        lines += _tiles_text(name, prepared.recipe.data[name].image_fit, prepared.dims.image)
+        lines += _rows_text(name, prepared.recipe.data[name].image_fit, prepared)
     for need in plan.needs:
         askers = [reader.name for reader in plan.readers if need in plugin_calls.needs(reader)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
@@ -99,15 +98,16 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     return "\n".join(lines)
 
 
-def _tiles_text(name: str, fit: ImageFit, spec: ImageSpec) -> list[str]:
+def _rows_text(name: str, fit: ImageFit, prepared: Prepared) -> list[str]:
     """Returns a line about a source's images that have rows by their shape; none for images of one size."""
-    if isinstance(fit, Native):
-        return [f"  images of {name}  {fit}, and as many rows"]
-    if not isinstance(fit, AnyRes):
+    if isinstance(fit, str):
         return []
-    tiles = max(lines * columns for lines, columns in fit.used)
-    rows = max(most_rows(grid, spec.grid) for grid in fit.used)
-    return [f"  images of {name}  {fit}: an overview and at most {tiles} tiles, at most {rows} rows"]
+    text = f"{fit}, and as many rows"
+    if isinstance(fit, AnyRes):
+        tiles = max(lines * columns for lines, columns in fit.used)
+        rows = max(most_rows(each, prepared.dims.image.grid) for each in fit.used)
+        text = f"{fit}: an overview and at most {tiles} tiles, at most {rows} rows"
+    return [f"  images of {name}  {text}; each counts as {prepared.image_rows} where ranks share a step"]
 
 
 def _teacher_text(prepared: Prepared, name: str) -> str:

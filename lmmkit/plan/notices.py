@@ -16,6 +16,7 @@ def notices(prepared: Prepared) -> list[str]:
     return [
         *_record_notices(prepared),
         *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
+        *_group_notices(prepared),
         *_reference_notices(prepared),
         *_token_notices(prepared),
         *_tokenizer_notices(prepared),
@@ -41,6 +42,20 @@ def _unreached(prepared: Prepared, name: str) -> Iterator[str]:
     for part in ("vision", "connector"):
         if part in trained and not seen:
             yield f"stages.{name}.train: {part} is trainable, but no record of this stage has an image"
+
+
+def _group_notices(prepared: Prepared) -> Iterator[str]:
+    """Yields a notice for each stage that groups records by their words, and has images of unlike rows."""
+    for name, stage in prepared.recipe.stages.items():
+        unlike = [
+            source for source in stage.data
+            if not isinstance(prepared.sources[source].image_fit, str) and has_images(prepared.sources[source])
+        ]  # fmt: skip
+        if stage.batch.group == "length" and unlike:
+            yield (
+                f"stages.{name}.batch.group: `length` counts words only; the images of {', '.join(unlike)} take unlike "
+                "numbers of rows"
+            )
 
 
 def has_images(records: Records) -> bool:

@@ -10,7 +10,8 @@ from typing import cast
 from lmmkit import plugin_calls
 from lmmkit.api.model_info import Dims
 from lmmkit.data.chat_templates import require_fitting, vocabulary_in_use
-from lmmkit.data.images import Cut, FixedRows, ImageReader
+from lmmkit.data.fits.rows import FixedRows
+from lmmkit.data.images import Cut, ImageReader
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer
 from lmmkit.data.pipeline import Pipeline

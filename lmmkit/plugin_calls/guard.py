@@ -23,12 +23,12 @@ from torch import Tensor
 from lmmkit.api.components import CHANGES, OLD_NAMES
 from lmmkit.errors import LmmkitError, UserError
 from lmmkit.errors.plan import RAISED, RETURNED
+from lmmkit.memory_faults import is_out_of_memory
 
 if TYPE_CHECKING:
     from types import FrameType
 
 TRACEBACK = "LMMKIT_TRACEBACK"  # a variable; if it is set, the tracebacks of plugins are printed
-CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM)  # the machine's fault, not the plugin's
 NOT_THEIRS = ("lmmkit", "torch", "numpy", "builtins", "abc", "typing")
 LONGEST = 300  # characters of an exception's text
@@ -69,7 +69,7 @@ def _is_theirs(error: BaseException, owner: object, frames: Sequence[tuple[Frame
 
 def of_the_machine(error: BaseException) -> bool:
     """Returns whether an exception reports that the machine, or another rank, failed."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_MEMORY in str(error):
+    if is_out_of_memory(error):
         return True
     if isinstance(error, OSError) and error.errno in FULL:
         return True

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lmmkit.api.layout import Layout, Span, row_count
 from lmmkit.api.sample import AnyRes, Image, Native, View
-from lmmkit.data.images import ImageRef, TiledRows, natural
+from lmmkit.data.fits.rows import TiledRows
+from lmmkit.data.images import ImageRef, natural
 from lmmkit.data.packing import LaidOut, read_images
 from lmmkit.data.pipeline import LOST, Pipeline
 from lmmkit.data.views import DROPPED

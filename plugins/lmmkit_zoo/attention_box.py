@@ -62,6 +62,8 @@ class AttentionBox(Loss):
         if not is_box(box):
             expected = "[left, top, right, bottom] as shares of the image"
             raise ValueError(f"`{self.key}` of sample {sample.key} is {box}, not {expected}")
+        if not isinstance(sample.image_fit, str):
+            raise ValueError(f"images of unlike rows ({sample.image_fit}): use `crop`, `pad` or `stretch`")
         return {"box": covered(box, dims.image.grid)}
 
     def value(self, ctx: Ctx) -> Tensor:

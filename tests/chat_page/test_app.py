@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image as Pil
 from starlette.testclient import TestClient
 
@@ -294,6 +296,32 @@ def test_a_fault_is_shown_on_the_page_and_in_the_terminal(page, talk, capsys):
     assert "RuntimeError: no memory" in line["problem"] and "Traceback" in capsys.readouterr().err
     talk.choose = lambda logits_QV: logits_QV.argmax(-1)
     assert page.ask(COUNT, 0)[-1]["turns"] == 2
+
+
+def test_too_little_memory_and_a_full_disk_are_named_without_a_traceback(page, talk, monkeypatch, capsys):
+    number = page.post("images", png()).json()["image"]
+    page.ask(COUNT, 0)
+
+    def full(*args):
+        return torch.empty(2**50, dtype=torch.uint8)
+
+    before, talk.choose = talk.choose, full
+    (line,) = page.ask(COUNT, 2)
+    assert "machine/out-of-memory" in line["problem"]
+    with monkeypatch.context() as patch:
+        patch.setattr(talk, "attention", full)
+        answer = page.get("attention/1")
+        assert answer.status_code == 503 and "machine/out-of-memory" in answer.json()["problem"]
+        patch.setattr(Path, "write_bytes", refused)
+        answer = page.post("images", png())
+        assert answer.status_code == 503 and "files/cannot-write" in answer.json()["problem"]
+    assert capsys.readouterr().err == "" and [each.name for each in page.folder.iterdir()] == [str(number)]
+    talk.choose = before
+    assert page.ask(COUNT, 2)[-1]["turns"] == 4 and page.post("images", png()).status_code == 200
+
+
+def refused(self: Path, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
 
 def test_a_map_covers_what_the_model_gets_of_an_image():

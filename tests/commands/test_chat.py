@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lmmkit.cli import app
@@ -69,3 +70,21 @@ def test_a_conversation_takes_images_forgets_and_goes_on_after_mistakes(tmp_path
 def test_images_that_are_not_there_are_all_named_before_a_model_is_loaded(tmp_path):
     text = lmmkit("chat", tmp_path / "no-model", "--image", "a.png", "--image", "b.png", code=2)
     assert "a.png" in text and "b.png" in text and "2 problems" in text
+
+
+def test_without_enough_memory_a_conversation_goes_on_and_one_question_exits_3(tmp_path, monkeypatch):
+    from lmmkit.inference import generate
+
+    scene, count, full = draw_image(tmp_path, 2), "How many objects are there?", [True, True]
+
+    def greedy(logits_QV):
+        return torch.empty(2**50, dtype=torch.uint8) if full and full.pop() else logits_QV.argmax(-1)
+
+    monkeypatch.setattr(generate, "greedy", greedy)
+    text = lmmkit("chat", "--demo", "--image", scene.path, "--prompt", count, code=3)
+    assert "machine/out-of-memory" in text and "Traceback" not in text
+    lines = [count, count, ""]
+    result = CliRunner().invoke(app, ["chat", "--demo", "--image", str(scene.path)], input="\n".join(lines))
+    assert result.exit_code == 0 and result.stderr.count("machine/out-of-memory") == 1
+    answers = [line for line in result.stdout.replace("> ", "\n").splitlines() if line.strip()]
+    assert answers == [("zero", "one", "two", "three")[scene.content.count("(")]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,37 @@ def test_convert_writes_no_folder_that_cannot_be_renamed(scenes, tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"] and not list(
         tmp_path.glob("here/*")
     )
+
+
+def test_convert_looks_at_its_target_before_it_reads_the_source(scenes, tmp_path, monkeypatch):
+    def read(*args, **more):
+        raise AssertionError("the source is read")
+
+    monkeypatch.setattr("lmmkit.data.sources.records.open_records", read)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    asked = ("data", "convert", scenes / "heldout.json")
+    text = run(
+        *asked,
+        tmp_path / "full",
+        "--to",
+        "webdataset",
+        "--refer-images",
+        "--annotations",
+        "a.json",
+        "--from",
+        "llava",
+        code=2,
+    )
+    assert all(f"data/convert-{name}" in text for name in ("images", "not-empty", "annotations"))
+    text = run("data", "convert", tmp_path / "none.json", tmp_path / "full", "--to", "llava", code=2)
+    assert "data/convert-not-empty" in text and "records/file" in text
+    assert "files/cannot-write" in run(
+        *asked, scenes / "heldout.json" / "new" / "er", "--to", "llava", code=3
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "records/no-pyarrow" in run(*asked, tmp_path / "new", "--to", "parquet", code=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 def test_convert_reads_official_files(scenes, tmp_path):

@@ -16,7 +16,7 @@ from lmmkit.api.layout import row_count, truncate
 from lmmkit.api.needs import Select
 from lmmkit.api.sample import Image, Sample, TemplateName, Turn
 from lmmkit.data.chat_templates import AFTER_EOS, TEMPLATES, VICUNA_SYSTEM, lay_out, lay_out_prompt
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.errors import UserError
 from tests.support.fake_llama_tokenizer import SPACE, llama_like, processor

@@ -14,16 +14,14 @@ import torch
 from PIL import Image as Pil
 
 from lmmkit.api.model_info import CLIP_MEAN, ImageSpec
-from lmmkit.api.sample import Image
+from lmmkit.api.sample import AnyRes, Image, Native
+from lmmkit.data.image_files.image_file import FORMATS, MAX_BYTES, MAX_PIXELS, check_header
 from lmmkit.data.images import (
-    FORMATS,
-    MAX_BYTES,
-    MAX_PIXELS,
     Blank,
     Cut,
     ImageReader,
-    check_header,
     normalise,
+    pixels_shape,
     read_each,
     read_image,
     renormalise,
@@ -333,3 +331,14 @@ def test_a_reader_reads_an_image_in_each_size_from_one_decoding(tmp_path, monkey
     for pixels, spec in zip(found.values(), (SPEC, small), strict=True):
         assert torch.equal(pixels, read_image(path, spec, "pad"))
     assert torch.equal(reader(Image(path), "pad"), next(iter(found.values())))
+
+
+@pytest.mark.parametrize(
+    "fit", ["crop", "pad", "stretch", AnyRes(), AnyRes(max_tiles=2), Native(max_patches=6), Native(max_patches=9, multiple=2)]
+)  # fmt: skip
+def test_the_header_gives_the_shape_of_the_pixels(tmp_path, fit):
+    spec = ImageSpec(size=24, grid=(3, 3), width=4)
+    for size in ((50, 40), (9, 70), (24, 24)):
+        path = str(tmp_path / f"{size[0]}.png")
+        noisy_image(*size).save(path)
+        assert pixels_shape(Image(path), fit, spec) == read_image(path, spec, fit).shape

@@ -9,8 +9,10 @@ from PIL import Image as Pil
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import AnyRes, Image
+from lmmkit.data.fits.rows import TiledRows
 from lmmkit.data.fits.tiles import cut_tiles
-from lmmkit.data.images import Cut, ImageReader, TiledRows, image_size, normalise, read_image
+from lmmkit.data.image_files.image_file import image_size
+from lmmkit.data.images import Cut, ImageReader, normalise, read_image
 from lmmkit.errors import UserError
 from tests.data.test_images import noisy_image
 

@@ -9,7 +9,7 @@ import pytest
 from lmmkit.api.layout import CharWeight, Insert, insert_tokens, row_count, truncate
 from lmmkit.api.sample import Turn
 from lmmkit.data.chat_templates import lay_out
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from tests.data.test_chat_templates import sample

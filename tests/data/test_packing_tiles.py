@@ -10,7 +10,8 @@ import torch
 
 from lmmkit.api.layout import Span, text
 from lmmkit.api.sample import AnyRes, Image, Sample, View
-from lmmkit.data.images import Blank, ImageReader, TiledRows, normalise, read_image
+from lmmkit.data.fits.rows import TiledRows
+from lmmkit.data.images import Blank, ImageReader, normalise, read_image
 from lmmkit.data.packing import LaidOut, Packer, read_images
 from lmmkit.errors import UserError
 from tests.data.test_images import noisy_image

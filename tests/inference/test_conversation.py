@@ -7,11 +7,12 @@ import torch
 from PIL import Image as Pil
 
 from lmmkit.api.sample import AnyRes, Image, Turn
-from lmmkit.data.images import TiledRows
+from lmmkit.data.fits.rows import TiledRows
 from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
-from lmmkit.errors import UserError
+from lmmkit.errors import MachineError, UserError
 from lmmkit.inference.conversation import AnswerStopped, Conversation
+from lmmkit.inference.generate import greedy
 from lmmkit.inference.load import load
 from lmmkit.recipe import read_text
 from tests.conftest import PLAIN
@@ -87,6 +88,20 @@ def test_a_question_that_cannot_be_asked_is_forgotten_and_its_images_wait(talk, 
             talk.ask(text)
     assert talk.turns == () and talk.waiting == (paths[0],)
     assert talk.ask(QUESTION)
+
+
+def test_without_enough_memory_the_question_is_forgotten_and_the_next_one_is_answered(model, paths):
+    talk = Conversation(
+        model, max_new_tokens=8, choose=lambda logits_QV: torch.empty(2**50, dtype=torch.uint8)
+    )
+    talk.add_images(paths[:1])
+    with pytest.raises(MachineError, match=r"the answer: got .*machine/out-of-memory"):
+        talk.ask(QUESTION)
+    with pytest.raises(MachineError, match="machine/out-of-memory"):
+        model.reply(QUESTION, paths[0], choose=talk.choose)
+    assert talk.turns == () and talk.waiting == (paths[0],)
+    talk.choose = greedy
+    assert talk.ask(QUESTION) == model.reply(QUESTION, paths[0], max_new_tokens=8)
 
 
 def test_a_stopped_answer_remains_as_far_as_it_is_written(model, paths):

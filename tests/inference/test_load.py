@@ -12,7 +12,8 @@ from PIL import Image as Pil
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Turn
-from lmmkit.data.images import read_image, save_pixels
+from lmmkit.data.image_files.image_file import save_pixels
+from lmmkit.data.images import read_image
 from lmmkit.data.packing import Packer
 from lmmkit.errors import UserError
 from lmmkit.evaluate.run import evaluate

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmmkit import build
 from lmmkit.api import HiddenAt, ImageReducer, Select, View, VisionAt
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.packing import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.inference.generate import generate

@@ -121,3 +121,14 @@ def test_check_train_and_data_check_print_them(scenes, texts, tmp_path):
 def test_a_reference_that_no_term_reads_is_reported(tiny):
     (line,) = found(tiny, "stages.finetune.reference=start")
     assert line == "stages.finetune.reference: no active term reads a reference, so none is computed"
+
+
+def test_images_of_unlike_rows_are_reported_where_records_are_grouped_by_length(tiny):
+    fit = "image_fit={kind: native, max_patches: 9}"
+    overrides = f"data.questions.{fit}", f"data.heldout.{fit}", f"model.chat.{fit}"
+    (line,) = found(tiny, *overrides, "stages.finetune.batch.group=length")
+    assert line.startswith(
+        "stages.finetune.batch.group: `length` counts words only; the images of questions "
+    )
+    assert found(tiny, *overrides, "stages.finetune.batch.group=modality") == []
+    assert found(tiny, "stages.finetune.batch.group=length") == []

@@ -6,7 +6,7 @@ import pytest
 
 from lmmkit.api.sample import Sample, Turn
 from lmmkit.data.chat_templates import VICUNA_SYSTEM, lay_out
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.report.span_text import SpanText, TextPart, visible
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image as Pil
 
 from lmmkit.api.sample import AnyRes
-from lmmkit.data.images import TiledRows, read_image
+from lmmkit.data.fits.rows import TiledRows
+from lmmkit.data.images import read_image
 from lmmkit.data.packing import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare

@@ -18,7 +18,7 @@ from lmmkit.api.components import Term
 from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.attention.backends import Backend
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.packing import Packer, SizedSample
 from lmmkit.data.views import Views
 from lmmkit.objective import Objective, total

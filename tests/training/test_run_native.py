@@ -12,7 +12,8 @@ import lmmkit
 from lmmkit import build
 from lmmkit.api.sample import Native
 from lmmkit.cost_estimate import Load, estimate
-from lmmkit.data.images import image_size, normalise, read_image
+from lmmkit.data.image_files.image_file import image_size
+from lmmkit.data.images import normalise, read_image
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model
 from lmmkit.objective import sum_by_name
@@ -20,7 +21,9 @@ from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
+from lmmkit.training.monitoring.image_logging import stage_images
 from lmmkit.training.run import train
+from lmmkit.training.triggers import Position
 from lmmkit.verify_export import require_equal, verify_export
 from tests.conftest import PLAIN
 from tests.test_cli import run as command
@@ -125,6 +128,24 @@ def test_a_run_trains_answers_and_is_evaluated(recipe, folder, tmp_path):
     assert "answers" in command("eval", run.path)
 
 
+@pytest.mark.parametrize(
+    ("fit", "chat", "shown"),
+    [
+        (FIT, "pad", False),
+        (FIT, "{kind: anyres, max_tiles: 2}", False),
+        ("pad", FIT, True),
+        ("{kind: anyres, max_tiles: 2}", "{kind: anyres, max_tiles: 2}", True),
+    ],
+)
+def test_attention_to_an_image_is_drawn_by_the_fit_of_its_source(recipe, fit, chat, shown):
+    """Draws it in a model whose chat may treat images otherwise."""
+    prepared = prepare(recipe(f"data.questions.image_fit={fit}", f"model.chat.image_fit={chat}"))
+    objective = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    build.set_stage(objective, prepared.plans["finetune"], prepared.recipe.stages["finetune"], seed=0)
+    drawn = stage_images(prepared, objective, Position("finetune", 1, 1), torch.device("cpu")).images
+    assert "attention/image" in drawn and ("attention/response_to_image" in drawn) is shown
+
+
 def test_rows_are_shown_and_estimated(recipe, folder, scenes, tmp_path):
     prepared, few = (
         prepare(recipe()),
@@ -162,6 +183,32 @@ def test_the_order_task_works_on_each_grid_that_divides(recipe):
         prepare(
             recipe(ORDER % 3, task, square, task_of_terms, fit="{kind: native, max_patches: 30, multiple: 2}")
         )
+
+
+@pytest.mark.parametrize("task", ["rotation", "points"])
+def test_edits_that_need_square_images_are_found_before_a_run(recipe, task):
+    changes = (
+        f"plugins={{{task}: {{share: 1.0}}}}",
+        f"stages.finetune.losses={{next_token: 1.0, {task}: 1.0}}",
+    )
+    found = plugin_problems(prepare(recipe(*changes)))
+    assert [(p.code, p.where.partition(",")[0]) for p in found] == [
+        ("plugin/returned", f"{task}.edit of an image")
+    ]
+    assert not plugin_problems(prepare(recipe(*changes, fit="{kind: native, max_patches: 9, multiple: 3}")))
+
+
+def test_boxes_need_a_row_for_each_patch_of_a_common_grid(recipe, folder):
+    rows = json.loads((folder / "records.json").read_text())
+    (folder / "boxes.json").write_text(json.dumps([row | {"box": [0.1, 0.2, 0.6, 0.9]} for row in rows]))
+    changes = (
+        f"data.questions.records={folder / 'boxes.json'}", "plugins={attention_box: {}}",
+        "stages.finetune.losses={next_token: 1.0, attention_box: 0.1}",
+    )  # fmt: skip
+    for fit in (FIT, "{kind: anyres, max_tiles: 4}"):
+        (problem,) = plugin_problems(prepare(recipe(*changes, fit=fit)))
+        assert problem.code == "plugin/raised" and "unlike rows" in problem.got
+    assert not plugin_problems(prepare(recipe(*changes, fit="pad")))
 
 
 @pytest.mark.parametrize(

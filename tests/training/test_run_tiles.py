@@ -11,9 +11,10 @@ import torch
 import lmmkit
 from lmmkit import build
 from lmmkit.cost_estimate import estimate
-from lmmkit.data.images import image_size
+from lmmkit.data.image_files.image_file import image_size
 from lmmkit.errors import UserError
 from lmmkit.objective import sum_by_name
+from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
 from lmmkit.training.run import train
@@ -126,7 +127,29 @@ def test_an_image_that_no_patch_shows_is_named_before_and_in_training(recipe, fo
     path.write_text(dump(recipe(records="narrow.json")))
     text = command("check", path, "--root", scenes, "--images", code=2)
     assert "image/narrow" in text and "narrow.json" in text and "record 5" in text
+    words = ("questions", "--root", scenes, "--report", tmp_path / "bad.jsonl")
+    for more in ([], ["--decode"]):
+        text = command("data", "check", path, *words, *more, code=2)
+        assert "image/narrow" in text and "record 5" in text and "all good" not in text
+    (line,) = (tmp_path / "bad.jsonl").read_text().splitlines()
+    assert json.loads(line)["code"] == "image/narrow" and "narrow.png: 1 x 100" in json.loads(line)["got"]
+    text = command("data", "check", path, *words, "--set", "data.questions.image_fit=pad")
+    assert "6 records, all good" in text
+    gone = ("--set", f"model.vision={{from: {tmp_path / 'gone'}}}")
+    text = command("data", "check", path, *words, *gone, code=2)
+    assert "gone" in text and "all good" not in text
+    write(folder / "between.json", [[0], ["narrow", 6], ["narrow"], [2]])
+    path.write_text(dump(recipe(records="between.json")))
+    text = command("data", "show", path, "questions", "--root", scenes, "--count", 4, code=2)
+    assert "2 problems" in text and all(f"record {i}), {folder / 'narrow.png'}" in text for i in (1, 2))
+    assert all(f"questions:r{i} " in text for i in range(4)) and "70 x 66 pixels on" in text
     prepared = prepare(recipe("stages.finetune.batch.samples=6", records="narrow.json"))
     with pytest.raises(UserError, match="image/narrow") as error:
         prepared.pipeline("finetune").step(0)
     assert "narrow.png" in str(error.value) and "record 5" in str(error.value)
+
+
+def test_an_edit_of_tiles_is_found_before_a_run(recipe):
+    share = "plugins={colour: {share: 1.0}}", "stages.finetune.losses={next_token: 1.0, colour: 1.0}"
+    (problem,) = plugin_problems(prepare(recipe(*share)))
+    assert (problem.code, problem.where) == ("plan/tiles", "plugins.colour")

@@ -16,7 +16,7 @@ import lmmkit.errors
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.cli import app
 from lmmkit.data.chat_templates import lay_out
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import LmmkitError, Problem

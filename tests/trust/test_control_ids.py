@@ -10,7 +10,7 @@ import pytest
 
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import TEMPLATES, lay_out
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import SPLIT

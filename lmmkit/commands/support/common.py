@@ -19,6 +19,7 @@ from lmmkit.commands.support.progress_display import display_on
 from lmmkit.commands.support.table_layout import fitted
 from lmmkit.errors import LmmkitError, MachineError
 from lmmkit.errors.commands import CANNOT_WRITE
+from lmmkit.memory_faults import naming_memory
 from lmmkit.progress import shown_on
 
 # Without markup: a path, a prompt or a record may contain brackets.
@@ -50,13 +51,13 @@ REFUSED = (
 
 
 def reporting(command: Callable) -> Callable:
-    """Returns the command with error handling and progress: an `LmmkitError`, and a file that cannot be written,
-    are printed without a traceback and set the exit code; long work is shown on standard error."""
+    """Returns the command with error handling and progress: an `LmmkitError`, a file that cannot be written and too
+    little memory are printed without a traceback and set the exit code; long work is shown on standard error."""
 
     @wraps(command)
     def run(*args, **kwargs):
         try:
-            with shown_on(display_on(err, quiet=bool(kwargs.get("as_json")))):
+            with naming_memory("this command"), shown_on(display_on(err, quiet=bool(kwargs.get("as_json")))):
                 return command(*args, **kwargs)
         except LmmkitError as error:
             show(error)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import AnyRes
 from lmmkit.commands.support.common import refused_file
-from lmmkit.data.images import check_header, check_whole
+from lmmkit.data.fits.rows import check_image
 from lmmkit.data.sources.bad_records import BadRecord, Policy
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.records import LISTED, Records, open_indexed, records_size
 from lmmkit.data.tables.table_file import in_order
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
+from lmmkit.plan.pretrained import resolve_encoder
+from lmmkit.plan.shapes import image_of
 from lmmkit.progress import working
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Recipe, VisionFrom
 
 FIGURES = ("records", "bad_records", "images", "bad_images", "record_seconds", "image_seconds")
 
@@ -68,9 +72,25 @@ class CheckReport:
         self.shown += problems
 
 
-def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) -> dict[str, Any]:
+def tiles_reader(recipe: Recipe, names: Iterable[str]) -> ImageSpec | None:
+    """Returns how the recipe's encoder reads images, if one of the sources cuts images into tiles for it.
+
+    Raises `UserError` if the encoder cannot be opened.
+    """
+    vision = recipe.model.vision
+    if vision is None or not any(isinstance(recipe.data[name].image_fit, AnyRes) for name in names):
+        return None
+    if isinstance(vision, VisionFrom):
+        _, vision = resolve_encoder(recipe, "model.vision", vision)
+    return image_of(vision, recipe.where("model.vision"))
+
+
+def check_records(
+    recipe: Recipe, name: str, report: CheckReport, decode: bool, spec: ImageSpec | None
+) -> dict[str, Any]:
     """Reads every record of a source and checks every image. Returns counts, times in seconds, and `notes`:
-    what of the good records is left out or read in another way, with the number of records."""
+    what of the good records is left out or read in another way, with the number of records. `spec`: what
+    `tiles_reader` returns."""
     section = recipe.data[name]
     policy, first = Policy(section.bad_records, section.bad_share), list[Problem]()
 
@@ -91,7 +111,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     records = Records(
         name=name, template=section.template, image_fit=section.image_fit, indexed=indexed, bad_records=policy
     )
-    image_count, bad_images = _check_images(records, on_bad_record, decode)
+    image_count, bad_images = _check_images(records, on_bad_record, decode, spec)
     bad, most = meta["bad_records"] + bad_images, policy.allowed(meta["records"])
     if bad > most:
         got = f"{meta['bad_records']} bad records and {bad_images} bad images, all listed in {report.path}"
@@ -124,7 +144,7 @@ def index_source(recipe: Recipe, name: str, title: str, **how: Any) -> IndexedRe
 
 
 def _check_images(
-    records: Records, on_bad_record: Callable[[BadRecord], None], decode: bool
+    records: Records, on_bad_record: Callable[[BadRecord], None], decode: bool, spec: ImageSpec | None
 ) -> tuple[int, int]:
     """Checks each image of a source once. Returns (images, bad images)."""
     indexed, bad, count = records.indexed, 0, 0
@@ -137,7 +157,7 @@ def _check_images(
                 found = [RECORDS_PATH.at(image.path, got=paths_outside[image.path])]
             else:
                 try:
-                    (check_whole if decode else check_header)(image, records.image_fit)
+                    check_image(image, records.image_fit, spec, whole=decode)
                 except UserError as error:
                     found = list(error.problems)
             for p in found:

@@ -57,16 +57,19 @@ def convert(
 ) -> None:
     """Write a data set in another form, completely or not at all, and report what was not carried."""
     with working(STARTING):
-        from lmmkit.data.convert.convert_records import convert_records
+        from lmmkit.data.convert.convert_records import convert_records, require_target
         from lmmkit.data.convert.source_kind import source_kind
         from lmmkit.data.sources.bad_records import STRICT, Policy
         from lmmkit.data.sources.records import open_records
         from lmmkit.data.sources.tables.table_names import is_table
-        from lmmkit.errors import raise_all
+        from lmmkit.errors import Tried, raise_all, raise_together
         from lmmkit.errors.data import CONVERT_ANNOTATIONS, CONVERT_UNUSED
 
     columns = _columns(column or [])
-    read_as = kind or source_kind(source, annotations)
+    place = Tried(lambda: require_target(target, to, copy_images))
+    found = Tried(lambda: kind or source_kind(source, annotations))
+    raise_together((place, found) if found.error is not None else ())
+    read_as = found.value
     if columns and kind is None and read_as == "llava":
         read_as = "messages"  # it reads the same turns
     problems = []
@@ -79,7 +82,7 @@ def convert(
     if (read_as == "vqa") != (annotations is not None):
         got = f"a data set of kind {read_as} {'without' if annotations is None else 'with'} `--annotations`"
         problems.append(CONVERT_ANNOTATIONS.at("--annotations", got=got))
-    raise_all(problems)
+    raise_together((place, Tried(lambda: raise_all(problems))))
     folder = images
     if read_as != "webdataset" and not (read_as == "messages" and is_table(source)):
         folder = images or source.parent

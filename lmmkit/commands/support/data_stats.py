@@ -12,7 +12,7 @@ import numpy as np
 from lmmkit.api.layout import row_count, truncate
 from lmmkit.api.sample import Image, Sample, View
 from lmmkit.commands.support.data_check import index_source
-from lmmkit.data.images import check_header
+from lmmkit.data.image_files.image_file import check_header
 from lmmkit.data.pipeline import LOST
 from lmmkit.data.sources.bad_records import record_place
 from lmmkit.data.sources.records import Records

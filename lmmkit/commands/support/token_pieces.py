@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import AnyRes, Image, ImageFit, Native, Sample, View
-from lmmkit.data.images import NativeRows, TiledRows, image_size
+from lmmkit.data.fits.rows import NativeRows, TiledRows
+from lmmkit.data.image_files.image_file import image_size
 from lmmkit.plan.prepare import Prepared
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from lmmkit.data.convert.image_copies import ImageFolder
@@ -20,7 +21,7 @@ from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import LISTED, Records
 from lmmkit.data.tables.table_file import in_order, require_pyarrow
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.data import CONVERT_IMAGES, CONVERT_NOT_EMPTY, MORE_PROBLEMS, RECORDS_EMPTY
+from lmmkit.errors.data import CONVERT_IMAGES, CONVERT_NOT_EMPTY, IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY
 from lmmkit.progress import counted
 from lmmkit.runs.files import write_aside, write_json_atomic
 
@@ -57,19 +58,15 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
     The folder has the records, the folder `images` of copies, report.json, and refused.jsonl if there are bad records.
     Raises `UserError` if the folder is not empty, and for bad images if the source's policy allows none.
     """
-    must = form == "webdataset" or records.indexed.contains_images
-    problems = []
-    if copy is False and must:
-        got = "a source that contains its images" if form != "webdataset" else "WebDataset shards"
-        problems.append(CONVERT_IMAGES.at("--refer-images", got=got))
-    if (taken := _taken(to)) is not None:
-        problems.append(CONVERT_NOT_EMPTY.at(str(to), got=taken))
-    raise_all(problems)
-    copy = must or form == "parquet" if copy is None else copy
+    require_target(to, form, copy)
+    inside = records.indexed.contains_images
+    if copy is False and inside:
+        raise UserError(CONVERT_IMAGES.at("--refer-images", got="a source that contains its images"))
+    copy = inside or form in ("parquet", "webdataset") if copy is None else copy
     report = ConvertReport(notes=records.notes, refused=list(records.known_bad), bad_records=records.left_out)
     with write_aside(to) as aside, in_order():
         with closing(_writer(records, aside, form, copy)) as writer:
-            bad = _write(records, writer, report)
+            bad = _write(records, writer, report, {} if copy else _missing(records))
         _refuse_images(records, bad, report)
         report.recipe = {"kind": "messages" if form == "parquet" else form.partition("-")[0]}
         report.recipe["records"] = str(to / writer.name)
@@ -82,6 +79,25 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
             lines = "".join(json.dumps(each._asdict()) + "\n" for each in report.refused)
             (aside / "refused.jsonl").write_text(lines, encoding="utf-8")
     return report
+
+
+def require_target(to: Path, form: TargetForm, copy: bool | None) -> None:
+    """Checks what can be known before a source is read; the arguments are those of `convert_records`.
+
+    Raises `UserError` if the folder is not empty or the form cannot name files of images, `MachineError` if pyarrow is
+    missing for `parquet`, and `OSError` if there can be no new folder at the place.
+    """
+    problems = []
+    if copy is False and form == "webdataset":
+        problems.append(CONVERT_IMAGES.at("--refer-images", got="WebDataset shards"))
+    if (taken := _taken(to)) is not None:
+        problems.append(CONVERT_NOT_EMPTY.at(str(to), got=taken))
+    raise_all(problems)
+    if form == "parquet":
+        require_pyarrow("parquet")
+    above = next(folder for folder in to.absolute().parents if folder.exists())
+    with TemporaryDirectory(prefix=".lmmkit-", dir=above):
+        pass
 
 
 def _taken(to: Path) -> str | None:
@@ -99,7 +115,6 @@ def _writer(records: Records, folder: Path, form: TargetForm, copy: bool) -> Wri
     if form == "webdataset":
         return ShardWriter(folder)
     if form == "parquet":
-        require_pyarrow("parquet")
         title = f"{records.path.name}: looking for columns"
         rows = counted(title, read_rows(records), len(records), "records")
         return TableWriter(folder, table_columns(rows), copy)
@@ -107,13 +122,21 @@ def _writer(records: Records, folder: Path, form: TargetForm, copy: bool) -> Wri
     return JsonWriter(folder, kind, bool(lines), ImageFolder(folder) if copy else None)
 
 
-def _write(records: Records, writer: Writer, report: ConvertReport) -> list[Problem]:
-    """Writes all records. Returns the problems of those whose images are bad, which it leaves out."""
+def _missing(records: Records) -> dict[str, Problem]:
+    """Returns the problems of the image files that are not there, by path."""
+    return {path: IMAGE_MISSING.at(path, got=got) for _, path, got in records.indexed.missing()}
+
+
+def _write(
+    records: Records, writer: Writer, report: ConvertReport, missing: Mapping[str, Problem]
+) -> list[Problem]:
+    """Writes all records. Returns the problems of those whose images are bad or `missing`, which it leaves out."""
     found: list[Problem] = []
     title = f"{records.path.name}: writing {writer.name}"
     for row in counted(title, read_rows(records), len(records), "records"):
         lost = list(row.notes)
         try:
+            raise_all(missing[image.path] for image in row.images if image.path in missing)
             report.images += writer.add(row, lost)
         except UserError as error:
             found += _bad_images(records, row, error, report)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmmkit.api.sample import Image
-from lmmkit.data.images import read_bytes
+from lmmkit.data.image_files.image_file import read_bytes
 from lmmkit.data.sources.image_paths import is_plain
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from lmmkit.data.convert.image_copies import SUFFIXES
 from lmmkit.data.convert.json_writer import as_json
 from lmmkit.data.convert.rows import Row, llava_value
-from lmmkit.data.images import read_bytes
+from lmmkit.data.image_files.image_file import read_bytes
 
 RECORDS = 1000  # of one shard
 BYTES = 256 * 2**20

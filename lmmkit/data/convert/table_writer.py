@@ -7,7 +7,7 @@ from typing import Any
 
 from lmmkit.data.convert.rows import ROLES, Row, all_finite
 from lmmkit.data.convert.table_columns import TableColumns
-from lmmkit.data.images import read_bytes
+from lmmkit.data.image_files.image_file import read_bytes
 
 RECORDS = 100  # of one row group: a record is found in its group by reading up to it
 BYTES = 16 * 2**20

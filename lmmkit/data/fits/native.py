@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lmmkit.data.fits.tiles import HeightWidth
+from lmmkit.data.image_files.upright import HeightWidth
 
 
 def native_grid(size: HeightWidth, patch: int, most: int, multiple: int = 1) -> HeightWidth:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as Pil
 
-HeightWidth = tuple[int, int]  # (height, width)
+from lmmkit.data.image_files.upright import HeightWidth
 
 NEWLINE = -1  # in place of the number of an encoder token
 

@@ -221,8 +221,8 @@ class IndexedRecords(ABC):
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes this data from other data."""
 
-    def missing(self) -> list[tuple[int, str]]:
-        """Returns (record, description) of each image file that is missing or not a regular file."""
+    def missing(self) -> list[tuple[int, str, str]]:
+        """Returns (record, absolute path, description) of each image file that is missing or not a regular file."""
         return []
 
     def paths_outside(self) -> list[tuple[str, str]]:

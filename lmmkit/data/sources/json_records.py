@@ -102,8 +102,9 @@ def take_value(window: Window, parser: Parser, index: int) -> RawRecord:
     except json.JSONDecodeError as error:
         line = start + window.text.count("\n", window.at, error.pos)
         before = window.column if error.lineno == 1 else 0
-        return RawRecord(index, line, faults=(_broken(error, before),))
+        return RawRecord(index, line, faults=(_broken(error, before), *window.undecoded(error.pos + 1)))
     no_surrogates, offset = _no_surrogates(window.text, window.at, end), window.offset
+    faults += window.undecoded(end)
     return RawRecord(index, start, value, faults, offset, window.take(end), no_surrogates)
 
 
@@ -116,7 +117,7 @@ def nothing_more(window: Window, index: int, what: str) -> Iterator[RawRecord]:
 def wrong(window: Window, index: int, expected: str, at_end: str) -> RawRecord:
     """Returns a record whose fault is the text at the window."""
     got = repr(window.text[window.at : window.at + 20]) if window.text[window.at :] else at_end
-    return RawRecord(index, window.line, faults=((got, expected),))
+    return RawRecord(index, window.line, faults=((got, expected), *window.undecoded(window.at + 1)))
 
 
 def _lines(window: Window) -> Iterator[RawRecord]:
@@ -128,9 +129,13 @@ def _lines(window: Window) -> Iterator[RawRecord]:
             yield RawRecord(index, window.line, faults=((got, "one record a line"),))
             return
         if text.strip(" \t\r"):
-            record, offset = _line(text, parser, index, window.line), window.offset
-            length, fine = window.take(window.at + len(text)), _no_surrogates(text, 0, len(text))
-            yield record._replace(offset=offset, length=length, no_surrogates=fine)
+            record, offset, end = (
+                _line(text, parser, index, window.line),
+                window.offset,
+                window.at + len(text),
+            )
+            faults, fine = record.faults + window.undecoded(end), _no_surrogates(text, 0, len(text))
+            yield record._replace(offset=offset, length=window.take(end), faults=faults, no_surrogates=fine)
             index += 1
         else:
             window.take(window.at + len(text))

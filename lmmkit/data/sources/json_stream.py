@@ -21,6 +21,7 @@ MAX_DIGITS = 20  # enough for 64 bits; Python itself raises above some thousands
 MAX_RECORD = 32 * 2**20  # characters of one value, three times the longest escaped conversation
 _BLOCK = 2**20
 TOO_DEEP = "nested too deeply"
+_BYTE = re.compile(r"[\udc80-\udcff]")  # no UTF-8, decoded as a surrogate
 _GAP = re.compile(r"[ \t\n\r]*")
 _MARKS = (
     (b"\x1f\x8b", "a gzip archive", "an unpacked file of JSON"),
@@ -90,16 +91,16 @@ class Window:
 
     `text[at:]` is what has been read but not passed. `line` and `offset` (bytes) are those of the
     character at `at`. `column` counts the characters before `text` in its line. `size` counts the bytes
-    read so far.
+    read so far. A byte that is no UTF-8 becomes a surrogate, as Python's file names have it; `undecoded` finds it.
 
-    Raises `UserError` if the file is missing, not a regular file, or not UTF-8 text.
+    Raises `UserError` if the file is missing, not a regular file, or in UTF-16.
     """
 
     def __init__(self, path: Path, progress: Callable[[int], None] = lambda size: None) -> None:
         self.path, self.progress = path, progress
         self.text, self.at = "", 0
         self.line, self.offset, self.column = 1, 0, 0
-        self.size = self._newlines = 0
+        self.size = 0
         self.done = False
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.file = open_regular(path)
@@ -119,21 +120,19 @@ class Window:
         if not self.size:
             self._check_mark(data)
         self.done = not data
-        pending = len(self._decoder.getstate()[0])
+        state = self._decoder.getstate()
         try:
             text = self._decoder.decode(data, final=self.done)
-        except UnicodeDecodeError as error:
-            offset, before = self.size - pending + error.start, error.object[: error.start]
-            got = f"byte 0x{error.object[error.start]:02x} at offset {offset}, which is no UTF-8"
-            line = self._newlines + before.count(b"\n") + 1
-            raise _refused(f"{self.path}:{line}", got, "JSON in UTF-8") from error
-        if self.done:
+        except UnicodeDecodeError:
+            self._decoder.errors = "surrogateescape"
+            self._decoder.setstate(state)
+            text = self._decoder.decode(data, final=self.done)
+        if not data and not text:
             return False
         passed = self.text[: self.at]
         self.column = len(passed) - passed.rfind("\n") - 1 + (self.column if "\n" not in passed else 0)
         self.text, self.at = self.text[self.at :] + text, 0
         self.size += len(data)
-        self._newlines += data.count(b"\n")
         self.progress(self.size)
         return True
 
@@ -152,11 +151,22 @@ class Window:
     def take(self, end: int) -> int:
         """Moves to `end` of `text`. Returns the number of bytes passed."""
         passed = self.text[self.at : end]
-        size = len(passed) if passed.isascii() else len(passed.encode())
+        size = self._bytes(passed)
         self.line += passed.count("\n")
         self.offset += size
         self.at = end
         return size
+
+    def undecoded(self, end: int) -> Faults:
+        """Returns a fault for the first byte before `end` of `text` that is no UTF-8."""
+        if self._decoder.errors == "strict" or (found := _BYTE.search(self.text, self.at, end)) is None:
+            return ()
+        offset = self.offset + self._bytes(self.text[self.at : found.start()])
+        got = f"byte 0x{ord(found[0]) - 0xDC00:02x} at offset {offset}, which is no UTF-8"
+        return ((got, "JSON in UTF-8"),)
+
+    def _bytes(self, text: str) -> int:
+        return len(text) if text.isascii() else len(text.encode("utf-8", self._decoder.errors))
 
     def peek(self) -> str:
         """Moves to the next character that is not blank and returns it; "" at the end of the file."""

@@ -59,17 +59,15 @@ class JsonRecords(IndexedRecords):
         for i, path in self._paths():
             yield i, Image(self._full(path))
 
-    def missing(self) -> list[tuple[int, str]]:
-        """Returns (record, description) of each image file that is missing or not a regular file."""
+    def missing(self) -> list[tuple[int, str, str]]:
+        """Returns (record, absolute path, description) of each image file that is missing or not a regular file."""
         found = []
         for folder, listing in self._listings("looking for image files"):
             for i, path in self._paths(folder):
-                name = path.rpartition("/")[2]
-                if name in listing.files or (name in listing.links and os.path.isfile(self._full(path))):
+                name, full = path.rpartition("/")[2], self._full(path)
+                if name in listing.files or (name in listing.links and os.path.isfile(full)):
                     continue
-                found.append(
-                    (i, f"no {'regular ' * os.path.lexists(self._full(path))}file {self._full(path)}")
-                )
+                found.append((i, full, f"no {'regular ' * os.path.lexists(full)}file {full}"))
         return sorted(found)
 
     def paths_outside(self) -> list[tuple[str, str]]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.sample import AnyRes, ImageFit, Sample
-from lmmkit.data.images import TiledRows, check_header
+from lmmkit.api.sample import ImageFit, Sample
+from lmmkit.data.fits.rows import check_image
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.joined.joined_records import open_joined
@@ -189,7 +189,7 @@ def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
     """Returns a problem for each image file that is missing or not a regular file; at most `limit` if it
     is given. Each file is checked once and reported at its first record."""
     found = records.indexed.missing()[:limit]
-    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in found]
+    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, _, reason in found]
 
 
 def too_many(records: Records, found: list[Problem], limit: int = LISTED) -> list[Problem]:
@@ -213,9 +213,7 @@ def check_images(records: Records, limit: int | None = None, spec: ImageSpec | N
     with in_order():
         for i, image in images:
             try:
-                check_header(image, records.image_fit)
-                if spec is not None and isinstance(records.image_fit, AnyRes):
-                    TiledRows(records.image_fit, spec).tiling(image)
+                check_image(image, records.image_fit, spec)
             except UserError as error:
                 for p in error.problems:
                     found.append(replace(p, where=f"{records.where(i)}, {p.where}"))

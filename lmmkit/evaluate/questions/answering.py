@@ -19,7 +19,7 @@ import torch
 
 import lmmkit
 from lmmkit.api.sample import Image, ImageFit, Sample, Turn
-from lmmkit.data.images import image_place
+from lmmkit.data.image_files.image_file import image_place
 from lmmkit.errors import raise_all
 from lmmkit.errors.answers import CHANGED
 from lmmkit.evaluate.answers.answers_file import AnswersFolder

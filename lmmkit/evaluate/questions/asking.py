@@ -23,6 +23,7 @@ from lmmkit.errors.commands import TOO_LONG
 from lmmkit.evaluate.answers.schema import AnswerKey
 from lmmkit.inference.chat_model import PROMPT_ROWS, ChatModel
 from lmmkit.inference.generate import generate, greedy
+from lmmkit.memory_faults import naming_memory
 from lmmkit.progress import counted, working
 
 CACHE_ROWS = 16_384  # of the KV cache, in one batch: its memory grows with this number
@@ -80,11 +81,12 @@ def ask(
 
     Raises:
         UserError: with all prompts that leave too little room for an answer.
+        MachineError: if there is not enough memory. The replies that are there have been passed on.
     """
     formed = batches(chat_model, questions, max_new_tokens=max_new_tokens, share=share)
     missing = [[question for question in batch if question.key not in done] for batch in formed]
     finished = 0
-    with working(title, sum(map(len, missing)), unit="questions") as move:
+    with naming_memory(title), working(title, sum(map(len, missing)), unit="questions") as move:
         for asked in filter(None, missing):
             n, tokens = len(asked), count(1)
 

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lmmkit.api.sample import ImageFit, Sample
-from lmmkit.data.images import check_header
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import Image, ImageFit, Sample
+from lmmkit.data.fits.rows import check_image
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.answers import NO_FILES
 from lmmkit.evaluate.answers.locate import official_items
@@ -89,7 +90,7 @@ class BenchmarkTask(EvalTask):
             image_fit=chat.image_fit, system=chat.system or "", max_new_tokens=self.section.max_new_tokens,
         )  # fmt: skip
         asked = limited(asked, self.section.samples)
-        check_image_files(asked.items, chat.image_fit)
+        check_image_files(asked.items, chat.image_fit, chat_model.prepared.dims.image)
         if keep is not None and asked.whole:
             # what a server would refuse is found before a question is asked
             self.benchmark.upload(items, {item.id: "" for item in items})
@@ -121,13 +122,13 @@ class BenchmarkTask(EvalTask):
         return facts_in(keep.folder)
 
 
-def check_image_files(items: Iterable[Item], image_fit: ImageFit) -> None:
-    """Raises `UserError` with all images that cannot be opened. Reads their headers only."""
+def check_image_files(items: Iterable[Item], image_fit: ImageFit, spec: ImageSpec) -> None:
+    """Raises `UserError` with all images that the model cannot read. Reads their headers only."""
     problems: list[Problem] = []
     paths = dict.fromkeys(image for item in items for image in item.images)
     for path in counted("checking images", paths):
         try:
-            check_header(path, image_fit)
+            check_image(Image(path), image_fit, spec)
         except UserError as error:
             problems += error.problems
     raise_all(problems)

@@ -11,7 +11,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term
 from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Sample
-from lmmkit.data.images import image_place
+from lmmkit.data.image_files.image_file import image_place
 from lmmkit.evaluate.keep import Keep
 from lmmkit.objective import Outcome
 from lmmkit.runs.files import write_text_atomic

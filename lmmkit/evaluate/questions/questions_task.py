@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmmkit.api.sample import Sample
-from lmmkit.data.images import image_place
+from lmmkit.data.image_files.image_file import image_place
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA

@@ -18,7 +18,8 @@ from lmmkit.api.ctx import Ctx, Moment
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
-from lmmkit.data.images import image_place
+from lmmkit.data.image_files.image_file import image_place
+from lmmkit.data.images import pixels_shape
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 
@@ -50,12 +51,10 @@ class TermSubject:
         return packer.pack(samples, read_images(samples, self._pixels))[0]
 
     def _pixels(self, image: Image, fit: ImageFit) -> Tensor:
-        """Returns drawn pixels for an image file."""
-        size, generator = (
-            self.dims.image.size,
-            torch.Generator().manual_seed(crc32(image_place(image).encode())),
-        )
-        return torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
+        """Returns drawn pixels for an image file, of the shape that its own have."""
+        generator = torch.Generator().manual_seed(crc32(image_place(image).encode()))
+        shape = pixels_shape(image, fit, self.dims.image)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
     def drawn(self, samples: Sequence[SizedSample], seed: int = 3) -> Group:
         """Returns a micro-batch of these samples, with drawn tensors of its needs."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ViewMaker
 from lmmkit.api.model_info import Dims
-from lmmkit.api.sample import ImageEdit, Sample, View
+from lmmkit.api.sample import ImageEdit, Native, Sample, View
+from lmmkit.data.fits.native import native_grid
 from lmmkit.data.image_markers import MARKER
 from lmmkit.data.labels import join_labels
 from lmmkit.data.sampler import sample_rng
@@ -80,9 +81,14 @@ class ViewSubject:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """Returns drawn pixels to try edits on."""
-        size = self.dims.image.size
-        return torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
+        """Returns drawn pixels to try edits on, wider than high if some images keep their shape."""
+        spec = self.dims.image
+        size = spec.size, spec.size
+        for fit in (each.image_fit for each in self.samples if isinstance(each.image_fit, Native)):
+            side = fit.multiple * spec.patch
+            lines, columns = native_grid((side, 2 * side), spec.patch, fit.max_patches, fit.multiple)
+            size = lines * spec.patch, columns * spec.patch
+        return torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
 
     @property
     def all(self) -> list[View]:

@@ -11,7 +11,7 @@ import torch
 from lmmkit.api.batch import Step
 from lmmkit.errors import MachineError, Problem
 from lmmkit.errors.training import OUT_OF_MEMORY
-from lmmkit.plugin_calls.guard import CPU_MEMORY
+from lmmkit.memory_faults import is_out_of_memory
 from lmmkit.recipe import Recipe
 
 
@@ -25,10 +25,8 @@ def naming_memory_keys(
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MachineError(_no_room(where, step, recipe, device, alone, error)) from error
-    except RuntimeError as error:
-        if CPU_MEMORY not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise MachineError(_no_room(where, step, recipe, device, alone, error)) from error
 

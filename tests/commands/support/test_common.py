@@ -78,3 +78,14 @@ def test_other_errors_of_the_system_are_bugs_and_ctrl_c_is_130(capsys):
     with pytest.raises(typer.Exit) as error:
         stopped()
     assert error.value.exit_code == 130 and "stopped" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_a_problem_of_the_machine_in_every_command(capsys):
+    @common.reporting
+    def command():
+        bytearray(2**50)
+
+    with pytest.raises(typer.Exit) as error:
+        command()
+    text = capsys.readouterr().err
+    assert error.value.exit_code == 3 and "machine/out-of-memory" in text and "this command" in text

@@ -10,7 +10,7 @@ import pytest
 from lmmkit.data.convert import convert_records as convert_module
 from lmmkit.data.convert.convert_records import convert_records
 from lmmkit.data.convert.source_kind import source_kind
-from lmmkit.data.images import read_bytes
+from lmmkit.data.image_files.image_file import read_bytes
 from lmmkit.data.sources.bad_records import STRICT, Policy
 from lmmkit.data.sources.records import open_records
 from lmmkit.errors import UserError
@@ -223,6 +223,32 @@ def test_bad_images_are_refused_or_listed(base, folder, pool):
     with pytest.raises(UserError) as error:
         convert_records(images_only, folder / "none", "llava", copy=True)
     assert error.value.problems[0].code == "records/empty" and not (folder / "none").exists()
+
+
+@pytest.mark.parametrize("form", FORMS[:-1])
+def test_images_that_are_named_and_not_there_are_refused_or_listed(base, folder, pool, form):
+    (pool / "a.png").unlink()
+    (pool / "e.bmp").unlink()
+    (pool / "e.bmp").mkdir()
+    without = [0, 2, 3]  # records that name one of the two
+    with pytest.raises(UserError) as error:
+        convert_records(base, folder / "new", form, copy=False)
+    assert [p.code for p in error.value.problems] == ["records/missing-image"] * 3
+    assert [
+        f"record {i}," in p.where or f"record {i})" in p.where
+        for i, p in zip(without, error.value.problems, strict=True)
+    ] == [True] * 3
+    assert "no regular file" in error.value.problems[2].got and not list(folder.glob("*new*"))
+    report = convert_records(
+        replace(base, bad_records=Policy("skip", 1.0)), folder / "some", form, copy=False
+    )
+    assert (report.records, report.bad_records) == (len(BASE) - 3, 3)
+    assert [(bad.record, bad.code, bad.key) for bad in report.refused] == [
+        (i, "records/missing-image", "image") for i in without
+    ]
+    assert [sample.key for sample in reopened(report)] == [
+        sample.key for i, sample in enumerate(base) if i not in without
+    ]
 
 
 def _written(path, value):

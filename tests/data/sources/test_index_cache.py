@@ -172,6 +172,39 @@ def test_read_in_pieces_a_file_has_the_same_records(tmp_path, monkeypatch, block
         assert f"column {column}:" in fault.faults[0][0], block
 
 
+@pytest.mark.parametrize("block", [1, 7, 64, 2**20])
+def test_read_in_pieces_bytes_that_are_no_utf8_spoil_their_record_only(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(json_stream, "_BLOCK", block)
+    rows = [json.dumps(value, ensure_ascii=False).encode() for value in VALUES]
+    rng = random.Random(block)
+    for bad in (
+        b"\xff",
+        b"\xe7\x8c",
+        b"\xed\xa0\x80",
+        b"\xf0\x9f\x98",
+    ):  # the last of a row may begin a character
+        spoilt = {i for i in range(len(rows)) if rng.random() < 0.5} or {3}
+        changed = [
+            row.replace(b'"value"', b'"val' + bad + b'ue"', 1) if i in spoilt else row
+            for i, row in enumerate(rows)
+        ]
+        for name, data in (("a.json", b"[" + b",".join(changed) + b"]"), ("a.jsonl", b"\n".join(changed))):
+            (tmp_path / name).write_bytes(data)
+            raws = records_in(tmp_path / name)
+            assert {i for i, raw in enumerate(raws) if raw.faults} == spoilt and len(raws) == len(rows)
+            for raw, row, value in zip(raws, changed, VALUES, strict=True):
+                assert data[raw.offset : raw.offset + raw.length] == row
+                assert raw.value == value or raw.faults == parse_like(data, row, raw.offset)
+
+
+def parse_like(data, row, offset):
+    """Returns the fault of a row, as Python's decoder finds it."""
+    with pytest.raises(UnicodeDecodeError) as error:
+        row.decode()
+    at = offset + error.value.start
+    return ((f"byte 0x{data[at]:02x} at offset {at}, which is no UTF-8", "JSON in UTF-8"),)
+
+
 def test_the_fast_pass_accepts_only_what_the_parser_accepts():
     rng = random.Random(3)
     base = [

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from lmmkit.data.images import FORMATS, check_header, read_image
+from lmmkit.data.image_files.image_file import FORMATS, check_header
+from lmmkit.data.images import read_image
 from lmmkit.data.sources.json_records import parse_record
 from lmmkit.data.sources.record_parser import RecordParser, measure_record
 from lmmkit.data.sources.records import Policy, open_records

@@ -26,7 +26,7 @@ from lmmkit.data.chat_templates import (
     response_end,
     stop_ids,
 )
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import CONTROLS, SPLIT, open_tiktoken

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmmkit.api.sample import Sample, Turn
-from lmmkit.errors import UserError
+from lmmkit.errors import MachineError, UserError
 from lmmkit.evaluate.questions import asking
 from lmmkit.evaluate.questions.asking import AskedQuestion, ask, batches, differences, replies
 from lmmkit.inference.chat_model import ChatModel
@@ -127,6 +127,20 @@ def test_finished_questions_are_not_asked(model, scenes):
     done = [q.key for q in questions[1:4]]
     rest = answers_of(model, questions, done=done)
     assert set(rest) == set(whole) - set(done) and all(rest[key] == whole[key] for key in rest)
+
+
+def test_too_little_memory_names_the_task_and_keeps_the_replies_before(model, scenes, monkeypatch):
+    monkeypatch.setattr(asking, "CACHE_ROWS", 1)
+    questions, found, calls = questions_on(scenes, images=2, each=3), [], []
+
+    def full(*args, **more):
+        calls.append(args)
+        return replies(*args, **more) if len(calls) == 1 else torch.empty(2**50, dtype=torch.uint8)
+
+    monkeypatch.setattr(asking, "replies", full)
+    with pytest.raises(MachineError, match=r"mine: answers: got .*machine/out-of-memory"):
+        ask(model, questions, max_new_tokens=NEW, title="mine: answers", on_replies=found.extend)
+    assert len(calls) == 2 and 0 < len(found) < len(questions)
 
 
 def test_an_answer_that_is_cut_off_is_marked(model, scenes):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import AnyRes
 from lmmkit.errors import UserError
 from lmmkit.evaluate import kinds
 from lmmkit.evaluate.answers.answers_file import read_answers
@@ -20,8 +22,11 @@ from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Task
 from lmmkit.runs.files import read_jsonl
 from tests.conftest import PLAIN
+from tests.data.test_images import noisy_image
 from tests.support.random_chat_model import random_chat_model
 from tests.support.toy_benchmark import Toy, write_toy
+
+SPEC = ImageSpec(size=24, grid=(3, 3), width=8)
 
 
 @pytest.fixture
@@ -72,13 +77,18 @@ def test_missing_official_files_are_found_before_a_run(tiny, toy, given, got):
 
 def test_all_images_that_cannot_be_opened_are_named(toy):
     items = Toy().items(toy / "toy", split="test", cache=toy)
-    check_image_files(items, "pad")
+    check_image_files(items, "pad", SPEC)
     names = [Path(image) for image in dict.fromkeys(image for item in items for image in item.images)]
     names[0].write_bytes(b"no image")
     names[1].unlink()
     with pytest.raises(UserError) as error:
-        check_image_files(items, "pad")
+        check_image_files(items, "pad", SPEC)
     assert [p.code for p in error.value.problems] == ["image/format", "image/file"]
+    for name in names:
+        noisy_image(1, 100).save(name)
+    with pytest.raises(UserError) as error:
+        check_image_files(items, AnyRes(), SPEC)
+    assert [p.code for p in error.value.problems] == ["image/narrow"] * len(names)
 
 
 def test_answers_are_kept_by_the_folder_of_the_task(tiny, toy, tmp_path):

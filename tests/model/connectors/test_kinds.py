@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lmmkit import build
 from lmmkit.api import HiddenAt, Select, VisionAt
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.images import FixedRows
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.packing import LaidOut, read_images
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model

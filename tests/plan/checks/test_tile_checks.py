@@ -23,6 +23,7 @@ def problems(recipe) -> list[tuple[str, str]]:
 def test_tiles_are_in_the_plan(tiny):
     text = plan_text(prepare(tiny(*BOTH, text=PLAIN)))
     assert "  images of questions  anyres 1x2, 2x1: an overview and at most 2 tiles, at most 33 rows" in text
+    assert "at most 33 rows; each counts as 9 where ranks share a step" in text
     assert text.count("anyres") == 1, "the stage of captions has none"
 
 

@@ -12,7 +12,8 @@ import transformers as hf
 import lmmkit
 from lmmkit.api.sample import Image, Sample
 from lmmkit.data.chat_templates import lay_out_prompt, response_end
-from lmmkit.data.images import FixedRows, normalise, read_image
+from lmmkit.data.fits.rows import FixedRows
+from lmmkit.data.images import normalise, read_image
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model
 from lmmkit.inference.chat_model import ChatModel

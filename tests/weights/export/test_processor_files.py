@@ -18,8 +18,9 @@ import transformers as hf
 import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import lay_out_prompt
+from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.image_markers import with_images
-from lmmkit.data.images import FixedRows, normalise, read_image
+from lmmkit.data.images import normalise, read_image
 from lmmkit.import_export import export_model, import_model
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.recipe import read_text

@@ -32,6 +32,9 @@ def _read(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
         if not isinstance(key.value, str) or window.peek() != ":":
             yield "", wrong(window, 0, "a key and `:`", "the end of the file")
             return
+        if key.faults:
+            yield "", key._replace(length=0)
+            return
         if key.value in known:
             yield "", RawRecord(0, key.line, faults=((f"key {key.value[:80]!a} twice", "each key once"),))
             return

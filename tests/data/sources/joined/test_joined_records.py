@@ -217,6 +217,24 @@ def test_keys_twice_and_text_after_the_object_are_named(folder):
         assert [p.code for p in error.value.problems] == ["records/json"]
 
 
+def test_a_byte_that_is_no_utf8_is_a_fault_of_its_entry(folder):
+    text = json.dumps(coco(), ensure_ascii=False).encode()
+    records = opened(folder, text.replace(b"A cat.", b"A c\xe4t."), bad_records=Policy("skip"))
+    assert [sample.turns[1].text for sample in records] == ["Two d\u00f6gs.", "A \u732b."]
+    assert [(bad.code, "0xe4" in bad.got) for bad in records.known_bad] == [("records/json", True)]
+    records = opened(folder, text.replace(b"a/001", b"a/\xff"), bad_records=Policy("skip"))
+    assert len(records) == 1 and [bad.code for bad in records.known_bad] == [
+        "records/json",
+        *["records/official-entry"] * 2,
+    ]
+    for place in (b'"info"', b'"year"'):
+        with pytest.raises(UserError) as error:
+            opened(folder, text.replace(place, b'"\xff"'))
+        assert [p.code for p in error.value.problems] == ["records/json"] and "0xff" in error.value.problems[
+            0
+        ].got
+
+
 def test_a_changed_file_stops_a_reader_and_changes_the_identity(folder):
     questions, annotations = vqa()
     records = opened(folder, questions, annotations)

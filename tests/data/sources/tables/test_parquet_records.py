@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from lmmkit.api.sample import Image
-from lmmkit.data.images import read_bytes, read_image
+from lmmkit.data.image_files.image_file import read_bytes
+from lmmkit.data.images import read_image
 from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import check_images, missing_images, open_records
 from lmmkit.data.sources.tables import parquet_records
