@@ -31,9 +31,10 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.progress import counted, moving, weighed, working
 from lmmkit.weights import model_folder
-from lmmkit.weights.detect import CONNECTOR, open_pretrained
+from lmmkit.weights.detect import open_pretrained
 from lmmkit.weights.export.llava_folders import GROWING, common_tensors
 from lmmkit.weights.export.peft_adapter import read_back
+from lmmkit.weights.pretrained_folder import CONNECTOR
 
 OLDEST = 5  # the first version of transformers that opens what lmmkit writes
 NEW_TOKENS = 24  # of an answer, if the context has room

@@ -16,7 +16,7 @@ from lmmkit.data.pipeline import cut
 from lmmkit.objective import tap, total
 from lmmkit.recipe import Speed
 from tests.support import paper_objective
-from tests.support.fake_cuda import fake_cuda, gradients
+from tests.support.fake_cuda import gradients, on_card
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack, whole
 
@@ -186,9 +186,7 @@ def test_on_a_card_no_micro_batch_waits_for_the_device_and_attention_is_in_bfloa
         return AttentionFn(attention_fn.rows, call)
 
     monkeypatch.setattr(type(backend), "prepare", watched)
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
+    with on_card(made) as rules:
         sums = made(batch.to("cuda")).sums
         loss = total(sums, paper_objective.WEIGHTS, batch.count)
         found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
@@ -207,11 +205,9 @@ def test_on_a_card_no_setting_of_a_term_and_no_metric_waits_for_the_device():
     )
     made = paper_objective.objective(dtype=torch.float32)
     made.terms, (batch, _) = terms, paper_objective.packed(SAMPLES, terms=terms)
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
-        outcome = made(on_card := batch.to("cuda"))
-        totals, _ = made.metric_sums(outcome, on_card)
+    with on_card(made) as rules:
+        outcome = made(moved := batch.to("cuda"))
+        totals, _ = made.metric_sums(outcome, moved)
         loss = total(outcome.sums, paper_objective.WEIGHTS, batch.count)
         found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
     assert rules.waited == [] and set(totals) == {"guided_loss/mass", "image_order/accuracy"}

@@ -14,7 +14,7 @@ from lmmkit.attention.sdpa import Sdpa
 from lmmkit.recipe import Speed
 from tests import test_objective_needs
 from tests.support import dense_views, paper_objective
-from tests.support.fake_cuda import fake_cuda, gradients
+from tests.support.fake_cuda import gradients, on_card
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import SPEC, pack
 from tests.test_objective_needs import IMAGES, SAMPLES, SHUFFLED, WORDS, Reads, assert_twin, with_adapters
@@ -132,9 +132,7 @@ def test_weights_on_chosen_keys_do_not_wait_for_the_device(backend):
     made = paper_objective.objective(dtype=torch.float32, backend=backend)
     batch, _ = paper_objective.packed(SAMPLES, terms=(term,))
     made.terms, made.compute = (term,), torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
+    with on_card(made) as rules:
         outcome = made(batch.to("cuda"))
         assert all(outcome.ctxs["reads"][need].dtype == torch.float32 for need in (*MAPS, *MASSES))
         loss = outcome.sums["reads"] + outcome.sums["next_token"]

@@ -18,7 +18,7 @@ from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, preference
 from tests.support.all_gradients import all_gradients, gradient_errors
-from tests.support.fake_cuda import fake_cuda, gradients
+from tests.support.fake_cuda import gradients, on_card
 from tests.support.low_rank import assert_factors, merged_into
 from tests.support.plain_twins import TWIN_CASES, off, show
 from tests.support.preference import SAMPLES, TASK
@@ -159,9 +159,7 @@ def test_on_a_card_no_log_probability_waits_for_the_device():
     batch, _ = pack(packer, preference.sized(SAMPLES, packer, term))
     made.terms, made.references = (term,), (Reference(torch.nn.ModuleDict(), made.lmm, {}),)
     made.compute = torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
+    with on_card(made) as rules:
         outcome = made(batch.to("cuda"))
         ctx = outcome.ctxs["prefer"]
         x, _ = ctx.by_view(TASK.needs[0])

@@ -15,7 +15,7 @@ from lmmkit.model.transforms import lora
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
 from tests.support.all_gradients import all_gradients, gradient_errors
-from tests.support.fake_cuda import fake_cuda
+from tests.support.fake_cuda import on_card
 from tests.support.plain_twins import TWIN_CASES, off, show
 from tests.support.tiny_model import SPEC, pack, pixels
 
@@ -195,8 +195,6 @@ def test_needs_do_not_wait_for_the_device(deep):
         paper_objective.packed(SAMPLES, terms=(term,)),
     )
     made.terms, made.compute = (term,), torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
+    with on_card(made) as rules:
         outcome = made(batch.to("cuda"))
     assert rules.waited == [] and "reads" in outcome.sums

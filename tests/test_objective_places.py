@@ -19,7 +19,7 @@ from lmmkit.data.views import Views
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
 from tests.support.all_gradients import all_gradients, gradient_errors
-from tests.support.fake_cuda import fake_cuda
+from tests.support.fake_cuda import on_card
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack
@@ -124,9 +124,7 @@ def test_on_a_card_learned_tokens_at_all_places_do_not_wait_for_the_device():
     members = [views(placed).fitting(sample, 0, Counter()) for sample in SAMPLES]
     batch, _ = pack(packer, [packer.sized(each) for each in members])
     made.terms, made.compute = (), torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
+    with on_card(made) as rules:
         outcome = made(batch.to("cuda"))
     assert rules.waited == [] and "next_token" in outcome.sums
 

@@ -16,7 +16,7 @@ from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, preference
 from tests.support.all_gradients import all_gradients, assert_alike
-from tests.support.fake_cuda import fake_cuda, gradients
+from tests.support.fake_cuda import gradients, on_card
 from tests.support.low_rank import assert_factors, merged_into
 from tests.support.plain_twins import TWIN_CASES, off
 from tests.support.preference import SAMPLES, TASK
@@ -148,9 +148,7 @@ def test_several_micro_batches_are_one():
 def test_on_a_card_nothing_waits_for_the_device():
     made, _, batch = made_and_batch(torch.float32)
     made.compute = torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
+    with on_card(made) as rules:
         loss = packed_total(made, batch.to("cuda"))
         found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
     assert rules.waited == [] and any(g is not None for g in found)

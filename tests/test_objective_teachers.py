@@ -14,7 +14,7 @@ from lmmkit.api.model_info import CLIP_MEAN
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, plain_teacher
 from tests.support.all_gradients import all_gradients, gradient_errors
-from tests.support.fake_cuda import fake_cuda
+from tests.support.fake_cuda import on_card
 from tests.support.plain_twins import TWIN_CASES, off, show
 from tests.support.tiny_model import SPEC, pack
 from tests.test_objective_needs import IMAGES, SAMPLES, SHUFFLED, Reads, smooth, with_adapters
@@ -165,11 +165,7 @@ def test_teachers_are_no_parts_of_the_objective():
 def test_the_features_of_teachers_do_not_wait_for_the_device():
     made, term = objective(torch.float32), Reads(name="reads", read=READ)
     made.terms, (batch, _), made.compute = (term,), batch_of(made, term), torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        for teacher in made.teachers.values():
-            teacher.to("cuda")
-        rules.waited.clear()
+    with on_card(made, *made.teachers.values()) as rules:
         outcome = made(batch.to("cuda"))
     assert rules.waited == [] and "reads" in outcome.sums
 

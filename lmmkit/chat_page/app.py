@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import json
 import re
 import traceback
@@ -21,6 +19,7 @@ from starlette.routing import Mount, Route
 
 from lmmkit.chat_page.guard import Guard
 from lmmkit.chat_page.session import MOST_BYTES, MOST_TEXT, ChatSession, Refused
+from lmmkit.report.page import source_hash, template_text
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -142,8 +141,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 @cache
 def page_text() -> str:
-    """Returns the page."""
-    return PAGE.read_text(encoding="utf-8")
+    """Returns the page, with the files that it shares with the pages of reports in their places."""
+    own = PAGE.read_text(encoding="utf-8")
+    return re.sub(r"\{\{ ([\w.]+) \}\}", lambda found: template_text(found[1]), own)
 
 
 def policy_of(page: str) -> str:
@@ -151,11 +151,7 @@ def policy_of(page: str) -> str:
     of its own address, and nothing else."""
     styles, scripts = (re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("style", "script"))
     return (
-        f"default-src 'none'; style-src {_hashes(styles)}; script-src {_hashes(scripts)}; img-src 'self' data:; "
+        f"default-src 'none'; style-src {' '.join(map(source_hash, styles))}; "
+        f"script-src {' '.join(map(source_hash, scripts))}; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def _hashes(texts: list[str]) -> str:
-    digests = (hashlib.sha256(text.encode()).digest() for text in texts)
-    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

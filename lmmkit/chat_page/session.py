@@ -50,8 +50,7 @@ class ChatSession:
         self._files: dict[int, str] = {}
         self._given = 0
         self._work = Lock()
-        self._first = conversation.waiting
-        for path in self._first:
+        for path in conversation.waiting:
             self._number(path)
 
     def state(self) -> dict[str, Any]:
@@ -62,7 +61,7 @@ class ChatSession:
             {"role": turn.role, "text": turn.text, "images": list(islice(images, turn.images))}
             for turn in talk.turns
         ]
-        notes = self._about.notes if set(self._first) <= set(self._files.values()) else ()
+        notes = self._about.notes if set(talk.first) <= set(self._files.values()) else ()
         return {
             "title": self._about.title, "notes": [*notes], "questions": [*self._about.questions],
             "fit": shown_fit(fit), "vision": talk.chat_model.prepared.image_rows > 0, "turns": turns,
@@ -119,17 +118,16 @@ class ChatSession:
         self._conversation.stop()
 
     def reset(self) -> None:
-        """Begins again, as at the start: without turns, and with the images of the start waiting.
+        """Begins as at the start: without turns, and with the first images for the next question.
 
         Raises `Refused` if these cannot be read any more; the rest is done.
         """
         with self._working():
-            self._conversation.reset()
             for path in self._files.values():
                 self._forget(path)
             self._files.clear()
-            self._conversation.add_images(self._first)
-            for path in self._first:
+            self._conversation.reset()
+            for path in self._conversation.waiting:
                 self._number(path)
 
     def attention(self, turn: int) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from lmmkit.commands.support.common import (
 from lmmkit.errors import LmmkitError, MachineError, Tried, UserError, raise_together
 from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_WEB
 from lmmkit.progress import shown_on, working
+from lmmkit.report.wording import plural
 
 if TYPE_CHECKING:
     from lmmkit.demo.image import DrawnImage
@@ -84,8 +85,7 @@ def chat(
     chat_model = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     generator = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, generator) if temperature > 0 else greedy
-    conversation = Conversation(chat_model, max_new_tokens=max_new_tokens, choose=choose)
-    conversation.add_images(images)
+    conversation = Conversation(chat_model, max_new_tokens=max_new_tokens, choose=choose, first=images)
     if serve_page is not None:
         return serve_page(conversation, "the demo's model" if demo else str(model), drawn, port)
     if drawn:
@@ -115,12 +115,13 @@ def _obey(conversation: Conversation, line: str) -> None:
         conversation.add_images(paths_in(rest))
         n, rows = len(conversation.waiting), conversation.rows()
         err.print(
-            f"{n} image{'s' if n > 1 else ''} for the next question; the conversation takes {rows} of "
+            f"{plural(n, 'image')} for the next question; the conversation takes {rows} of "
             f"{conversation.chat_model.views.context} rows with {'them' if n > 1 else 'it'}."
         )
     elif line == "/reset":
         conversation.reset()
-        err.print("begun again, without turns and images.")
+        images = plural(len(conversation.waiting), "image") if conversation.waiting else "no image"
+        err.print(f"begun again, without turns; {images} for the next question.")
     else:
         err.print(HELP if line == "/help" else f"`{safe(line)}` is not one of these:\n{HELP}")
 

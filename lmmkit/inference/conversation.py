@@ -22,24 +22,34 @@ class AnswerStopped(Exception):
 
 class Conversation:
     """Holds the turns of a conversation, `images`, the files of all its questions in their order, and `waiting`, those
-    for the next question. `stop` may be called from another thread; all else is for one thread at a time."""
+    for the next question. It begins with the images `first`. `stop` may be called from another thread; all else is for
+    one thread at a time."""
 
-    def __init__(self, chat_model: ChatModel, *, max_new_tokens: int, choose: Chooser = greedy):
+    def __init__(
+        self, chat_model: ChatModel, *, max_new_tokens: int, choose: Chooser = greedy,
+        first: Sequence[str | os.PathLike[str]] = (),
+    ):  # fmt: skip
         self._stopped = Event()
         self.chat_model = replace(chat_model, poll=self._poll)
         self.max_new_tokens, self.choose = max_new_tokens, choose
+        self.first = tuple(map(_absolute, first))
         self.reset()
 
     def reset(self) -> None:
-        """Removes all turns and images."""
+        """Begins as at the start: without turns, and with the first images for the next question.
+
+        Raises `UserError` as `add_images`, if these cannot be read any more; the rest is done.
+        """
         self.turns: tuple[Turn, ...] = ()
         self.images: tuple[str, ...] = ()
         self.waiting: tuple[str, ...] = ()
+        if self.first:
+            self.add_images(self.first)
 
     def add_images(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         """Adds files to the images of the next question. Raises `UserError` with the problems of all, and adds none,
         if one of them is no image that the model can read, or if they leave no space for a question."""
-        found = [os.path.abspath(os.path.expanduser(path)) for path in paths]
+        found = list(map(_absolute, paths))
         problems: list[Problem] = []
         for path in found:
             try:
@@ -119,3 +129,7 @@ class Conversation:
     def _poll(self) -> None:
         if self._stopped.is_set():
             raise AnswerStopped
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -18,14 +18,14 @@ from lmmkit.report import wording
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = {
-    "runs": ("base.js", "curves.js", "samples.js"),
-    "grid": ("base.js",),
-    "data": ("base.js", "data.js"),
+    "runs": ("shared.js", "base.js", "curves.js", "samples.js"),
+    "grid": ("shared.js", "base.js",),
+    "data": ("shared.js", "base.js", "data.js"),
 }
 STYLES = {
-    "runs": ("base.css", "sections.css", "narrow.css"),
-    "grid": ("base.css", "sections.css", "narrow.css"),
-    "data": ("base.css", "narrow.css", "data.css"),
+    "runs": ("shared.css", "base.css", "sections.css", "narrow.css"),
+    "grid": ("shared.css", "base.css", "sections.css", "narrow.css"),
+    "data": ("shared.css", "base.css", "narrow.css", "data.css"),
 }
 
 
@@ -39,11 +39,11 @@ class Page:
 
 def render(kind: str, data: Mapping[str, Any], **values: Any) -> str:
     """Returns a page. `kind`: of template, "runs", "grid" or "data"; `data`: for its scripts."""
-    style = "".join(_file(name) for name in STYLES[kind])
-    theme, script = _file("theme.js"), "".join(_file(name) for name in SCRIPTS[kind])
+    style = "".join(template_text(name) for name in STYLES[kind])
+    theme, script = template_text("theme.js"), "".join(template_text(name) for name in SCRIPTS[kind])
     policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(theme)} {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src {source_hash(style)}; "
+        f"script-src {source_hash(theme)} {source_hash(script)}; base-uri 'none'; form-action 'none'"
     )
     text = (
         _environment()
@@ -70,11 +70,13 @@ def byte_size(pages: Sequence[str]) -> int:
 
 
 @cache
-def _file(name: str) -> str:
+def template_text(name: str) -> str:
+    """Returns a file of `templates/`."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
+    """Returns how a content security policy names a style or a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

@@ -22,6 +22,7 @@ from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
 from lmmkit.inference.conversation import Conversation
 from lmmkit.inference.load import load
+from lmmkit.report.page import template_text
 
 TOKEN, HOST = "a-token", "127.0.0.1:8123"
 OWN = {"origin": f"http://{HOST}"}
@@ -131,6 +132,8 @@ def test_the_page_loads_nothing_and_is_shown_in_no_frame(page):
     ):
         assert headers[name] == value
     assert page.get("nothing").headers["content-security-policy"] == policy
+    for name in ("shared.css", "shared.js", "theme.js"):
+        assert page_text().count(template_text(name)) == 1 and f"{{ {name} }}" not in page_text()
     assert " style=" not in page_text() and " on" + "click" not in page_text(), "the policy would stop them"
 
 
@@ -230,9 +233,8 @@ def test_a_page_that_shows_another_conversation_is_refused(page):
     assert "changed elsewhere" in line["problem"] and len(page.state()["turns"]) == 2
 
 
-def test_images_wait_and_can_be_removed(page, talk, scene):
-    talk.add_images([scene.path])
-    page = Page(talk, page.folder)
+def test_images_wait_and_can_be_removed(model, scene, tmp_path):
+    page = Page(Conversation(model, max_new_tokens=8, first=[scene.path]), tmp_path)
     (given,) = page.state()["waiting"]
     added = page.post("images", png()).json()["image"]
     for number in (added, given):
@@ -243,12 +245,11 @@ def test_images_wait_and_can_be_removed(page, talk, scene):
     assert page.post(f"images/{given}/remove").status_code == 404
 
 
-def test_a_new_conversation_is_as_at_the_start(page, talk, scene, tmp_path):
+def test_a_new_conversation_is_as_at_the_start(model, scene, tmp_path):
     path = tmp_path / "mine.png"
     path.write_bytes(scene.path.read_bytes())
-    talk.add_images([path, scene.path])
     (tmp_path / "uploads").mkdir()
-    page = Page(talk, tmp_path / "uploads")
+    page = Page(Conversation(model, max_new_tokens=8, first=[path, scene.path]), tmp_path / "uploads")
     page.post("images", png())
     page.ask(COUNT, 0)
     assert page.post("reset").status_code == 200

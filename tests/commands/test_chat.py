@@ -63,8 +63,21 @@ def test_a_conversation_takes_images_forgets_and_goes_on_after_mistakes(tmp_path
     for code in ("image/file", "image/format", "chat/image-markers"):
         assert code in result.stderr
     assert "/nowhere.png" in result.stderr and "`/nothing` is not one of these:" in result.stderr
+    assert "begun again, without turns; no image for the next question." in result.stderr
     assert "1 image for the next question; the conversation takes " in result.stderr
     assert result.stderr.count("/reset  begins again") == 2
+
+
+def test_a_reset_in_the_terminal_is_as_at_the_start(tmp_path):
+    scenes, count = [draw_image(tmp_path, n) for n in (2, 5)], "How many objects are there?"
+    lines = [f"/image {scenes[1].path}", "/reset", count, "/reset", count, ""]
+    result = CliRunner().invoke(
+        app, ["chat", str(DEMO_MODEL), "--image", str(scenes[0].path)], input="\n".join(lines)
+    )
+    assert result.exit_code == 0, result.output
+    answers = [line for line in result.stdout.replace("> ", "\n").splitlines() if line.strip()]
+    assert answers == 2 * [("zero", "one", "two", "three")[scenes[0].content.count("(")]]
+    assert result.stderr.count("begun again, without turns; 1 image for the next question.") == 2
 
 
 def test_images_that_are_not_there_are_all_named_before_a_model_is_loaded(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image as Pil
@@ -55,6 +57,26 @@ def test_answers_are_those_of_reply_with_images_of_any_size_at_each_question(tal
     talk.reset()
     assert (talk.turns, talk.images, talk.waiting) == ((), (), ())
     assert talk.ask(QUESTION) == model.reply(QUESTION, max_new_tokens=8)
+
+
+def test_a_reset_begins_with_the_first_images_and_names_those_that_are_gone(model, paths, tmp_path):
+    with pytest.raises(UserError, match="image/file"):
+        Conversation(model, max_new_tokens=8, first=[tmp_path / "absent.png"])
+    copy = tmp_path / "copy.png"
+    shutil.copy(paths[0], copy)
+    talk = Conversation(model, max_new_tokens=8, first=[copy, paths[1]])
+    for _ in range(2):
+        assert talk.waiting == (str(copy), paths[1])
+        talk.remove_image(paths[1])
+        talk.add_images(paths[2:])
+        talk.ask(QUESTION)
+        assert talk.images == (str(copy), paths[2])
+        talk.reset()
+        assert (talk.turns, talk.images) == ((), ())
+    copy.unlink()
+    with pytest.raises(UserError, match="image/file"):
+        talk.reset()
+    assert (talk.turns, talk.images, talk.waiting) == ((), (), ())
 
 
 def test_bad_images_are_named_together_and_none_is_added(talk, paths, tmp_path):

@@ -29,7 +29,7 @@ from tests.conftest import PLAIN
 from tests.inference.test_generate import NEVER, Kept
 from tests.support import paper_objective, plain_twins
 from tests.support.all_gradients import all_gradients, gradient_errors
-from tests.support.fake_cuda import fake_cuda
+from tests.support.fake_cuda import on_card
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack, pixels
@@ -213,9 +213,7 @@ def test_on_a_card_reduced_rows_and_learned_tokens_do_not_wait_for_the_device():
         term = Reads(name="reads", read=needs[: 1 + isinstance(reducer, Pool)])
         made, (batch, _) = objective(reducer, torch.float32), packed(reducer, (term,))
         made.terms, made.compute = (term,), torch.bfloat16
-        with fake_cuda() as rules:
-            made.to("cuda")
-            rules.waited.clear()
+        with on_card(made) as rules:
             outcome = made(batch.to("cuda"))
         assert rules.waited == [] and "reads" in outcome.sums
 

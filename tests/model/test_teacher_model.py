@@ -18,7 +18,7 @@ from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, preference
 from tests.support.all_gradients import all_gradients, assert_alike
-from tests.support.fake_cuda import fake_cuda, gradients
+from tests.support.fake_cuda import gradients, on_card
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import TWIN_CASES, off
 from tests.support.preference import SAMPLES, TASK
@@ -206,11 +206,9 @@ def test_attention_that_terms_read_of_the_model_is_not_read_of_its_teacher():
 def test_on_a_card_nothing_waits_for_the_device():
     made, _, batch = made_and_batch(torch.float32)
     made.compute = torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        for teacher in made.teacher_models.values():
-            teacher.to("cuda").compute = torch.bfloat16
-        rules.waited.clear()
+    for teacher in made.teacher_models.values():
+        teacher.compute = torch.bfloat16
+    with on_card(made, *made.teacher_models.values()) as rules:
         loss = packed_total(made, batch.to("cuda"))
         found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
     assert rules.waited == [] and any(g is not None for g in found)

@@ -6,7 +6,18 @@ from lmmkit.errors import UserError
 from lmmkit.recipe import read_text
 from tests.support.example_recipes import PRETRAINED, SCRATCH
 
-STAGE = "stages.only"
+STAGE, FIT = "stages.only", "data.scenes.image_fit"
+FITS = (
+    ("kind: anyres, max_tiles: 1", ".max_tiles", "conflict"),
+    ("kind: anyres, grids: [[2, 1], [1, 2], [2, 1]]", ".grids.2", "conflict"),
+    ("kind: anyres, grids: [[2, 0]]", ".grids.0.1", "out-of-range"),
+    ("kind: anyres, grids: [[2, 65]]", ".grids.0.1", "out-of-range"),
+    ("kind: anyres, grids: [[2]]", ".grids.0", "wrong-type"),
+    ("kind: anyres, grids: 3", ".grids", "wrong-type"),
+    ("kind: anyers", ".kind", "wrong-type"),
+    ("grids: [[1, 2]]", "", "wrong-type"),
+    ("kind: anyres, tiles: 3", ".tiles", "unknown-key"),
+)
 
 
 @pytest.mark.parametrize(
@@ -36,28 +47,8 @@ STAGE = "stages.only"
         ),
         ("model.chat={template: plain, image_fit: pad, system: Be brief.}", "model.chat.system", "conflict"),
         ("model.chat.image_fit={kind: anyres, grids: []}", "model.chat.image_fit.grids", "out-of-range"),
-        ("data.scenes.image_fit={kind: anyres, max_tiles: 1}", "data.scenes.image_fit.max_tiles", "conflict"),
-        (
-            "data.scenes.image_fit={kind: anyres, grids: [[2, 1], [1, 2], [2, 1]]}",
-            "data.scenes.image_fit.grids.2",
-            "conflict",
-        ),
-        (
-            "data.scenes.image_fit={kind: anyres, grids: [[2, 0]]}",
-            "data.scenes.image_fit.grids.0.1",
-            "out-of-range",
-        ),
-        (
-            "data.scenes.image_fit={kind: anyres, grids: [[2, 65]]}",
-            "data.scenes.image_fit.grids.0.1",
-            "out-of-range",
-        ),
-        ("data.scenes.image_fit={kind: anyres, grids: [[2]]}", "data.scenes.image_fit.grids.0", "wrong-type"),
-        ("data.scenes.image_fit={kind: anyres, grids: 3}", "data.scenes.image_fit.grids", "wrong-type"),
-        ("data.scenes.image_fit={kind: anyers}", "data.scenes.image_fit.kind", "wrong-type"),
-        ("data.scenes.image_fit={grids: [[1, 2]]}", "data.scenes.image_fit", "wrong-type"),
-        ("data.scenes.image_fit={kind: anyres, tiles: 3}", "data.scenes.image_fit.tiles", "unknown-key"),
-        ("data.scenes.image_fit=paad", "data.scenes.image_fit", "wrong-type"),
+        *((f"{FIT}={{{fit}}}", f"{FIT}{key}", code) for fit, key, code in FITS),
+        (f"{FIT}=paad", FIT, "wrong-type"),
         ("data.scenes.kind=webdataset", "data.scenes.images", "conflict"),
         ("data.scenes.kind=vqa", "data.scenes", "conflict"),
         ("data.scenes.columns={messages: x}", "data.scenes.columns", "conflict"),

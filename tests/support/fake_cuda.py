@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,6 +45,16 @@ def fake_cuda() -> Iterator[Rules]:
             yield rules
     finally:
         trial.refusal.cache_clear()
+
+
+@contextmanager
+def on_card(*modules: nn.Module) -> Iterator[Rules]:
+    """Moves modules to a card as `fake_cuda`, and yields its rules: what they list begins within the block."""
+    with fake_cuda() as rules:
+        for module in modules:
+            module.to("cuda")
+        rules.waited.clear()
+        yield rules
 
 
 def _xformers_without_pinned_memory() -> AbstractContextManager:

@@ -10,7 +10,7 @@ import sys
 
 COMMANDS = {
     "/image": "PATH...: images for the next question; again for more",
-    "/reset": "begins again, without turns and images",
+    "/reset": "begins again, as at the start: with the images of --image",
     "/help": "prints this list",
 }
 HELP = "\n".join(

@@ -1,22 +1,4 @@
-"use strict";
-const find = (selector, within = document) => within.querySelector(selector);
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const DATA = JSON.parse(find("#data").textContent);
-const SVG = "http://www.w3.org/2000/svg";
-
-/* Makes an element; attributes that are null are left out, and texts become text nodes. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, value);
-  element.append(...children.filter(child => child !== null));
-  return element;
-}
-function draw(tag, attributes = {}, ...children) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, value);
-  element.append(...children.filter(child => child !== null));
-  return element;
-}
 const tone = run => `c${run < 6 ? run : "x"}`;
 const SHAPES = [
   "M-5 0A5 5 0 1 1 5 0A5 5 0 1 1 -5 0Z", "M-4.5-4.5H4.5V4.5H-4.5Z", "M0-5.5 5.5 4.5H-5.5Z", "M0-6 6 0 0 6-6 0Z",
@@ -33,20 +15,7 @@ function inDigits(value) {
 }
 
 (() => {
-  const root = document.documentElement, button = find("#theme"), prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  root.classList.add("js");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches);
-  const name = () => {
-    button.textContent = isDark() ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
-  };
-  button.addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    try { localStorage.setItem("lmmkit-theme", root.dataset.theme); } catch (error) { /* a file may have no storage */ }
-    name();
-  });
-  prefersDark.addEventListener("change", name);
-  name();
+  document.documentElement.classList.add("js");
 
   const links = all(".bar nav a"), sections = links.map(link => find(link.hash));
   const mark = () => {

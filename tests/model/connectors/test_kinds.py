@@ -28,7 +28,7 @@ from tests.conftest import DIRECT, PLAIN
 from tests.model.connectors.test_squares import by_hand
 from tests.support import hf_model_folders, paper_objective, plain_twins
 from tests.support.all_gradients import all_gradients, gradient_errors
-from tests.support.fake_cuda import fake_cuda
+from tests.support.fake_cuda import on_card
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off
 from tests.support.random_chat_model import random_chat_model
@@ -216,9 +216,7 @@ def test_on_a_card_no_connector_waits_for_the_device(kind):
     term = Reads(name="reads", read=(VisionAt(Select(kind="image"), stage="projected"),))
     made, (batch, _) = objective(kind, torch.float32), packed(kind, (term,))
     made.terms, made.compute = (term,), torch.bfloat16
-    with fake_cuda() as rules:
-        made.to("cuda")
-        rules.waited.clear()
+    with on_card(made) as rules:
         outcome = made(batch.to("cuda"))
     assert rules.waited == [] and "reads" in outcome.sums
 
