@@ -35,11 +35,12 @@ from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.progress import working_bytes
 from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
-from lmmkit.weights.detect import PretrainedFolder, open_pretrained, peft_source
+from lmmkit.weights.detect import open_pretrained, peft_source
 from lmmkit.weights.end_ids import image_id
 from lmmkit.weights.export import llava_folders, peft_adapter
 from lmmkit.weights.export.export_model import Exported, export_folder
 from lmmkit.weights.left_out import left_out
+from lmmkit.weights.pretrained_folder import PretrainedFolder
 from lmmkit.weights.tensor_reader import Stored
 
 _log = logging.getLogger("lmmkit")

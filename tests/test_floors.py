@@ -161,7 +161,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.weights": """
         config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder
-        detect left_out weights_hash export
+        pretrained_folder detect left_out weights_hash export
     """,
     "lmmkit.weights.export": """
         export_model chat_template_export peft_adapter processor_files llava_folders

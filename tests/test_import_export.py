@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import lmmkit
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model, show_model
-from lmmkit.weights.detect import LLAVA_HF, _spelt
+from lmmkit.weights.detect import LLAVA_HF
+from lmmkit.weights.pretrained_folder import _spelt
 from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like
 

@@ -28,7 +28,6 @@ TESTED_BY = {
     "data/convert/json_writer": "data/convert/test_convert_records.py",
     "data/convert/rows": "data/convert/test_convert_records.py",
     "data/convert/table_columns": "data/convert/test_convert_records.py",
-    "data/image_files/upright": "data/test_images.py",
     "data/sources/image_paths": "data/sources/test_records.py",
     "data/sources/joined/object_lists": "data/sources/joined/test_joined_records.py",
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",

@@ -27,7 +27,8 @@ from lmmkit.recipe import (
 )
 from lmmkit.recipe.model import Fit
 from lmmkit.weights import model_folder
-from lmmkit.weights.detect import PretrainedFolder, open_pretrained
+from lmmkit.weights.detect import open_pretrained
+from lmmkit.weights.pretrained_folder import PretrainedFolder
 
 IMPORTED_STAGE = "imported"  # the stage name of a model that lmmkit did not train
 

@@ -33,8 +33,9 @@ from lmmkit.recipe import (
     vision_from_mapping,
 )
 from lmmkit.weights import model_folder, name_maps
-from lmmkit.weights.detect import PretrainedFolder, open_pretrained, timm_source, want_part
+from lmmkit.weights.detect import open_pretrained, timm_source
 from lmmkit.weights.encoders import VIT
+from lmmkit.weights.pretrained_folder import PretrainedFolder, want_part
 from lmmkit.weights.timm_encoder import TimmSource
 
 MODULES = {"vision": "lmm.vision", "connector": "lmm.connector", "text": "lmm.decoder"}

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lmmkit.runs.files import read_json
-from lmmkit.weights.detect import PretrainedFolder
 from lmmkit.weights.end_ids import GENERATION
+from lmmkit.weights.pretrained_folder import PretrainedFolder
 
 GREEDY = {  # settings with which transformers changes a greedy answer, by the values without an effect
     "repetition_penalty": (1.0,), "encoder_repetition_penalty": (1.0,), "no_repeat_ngram_size": (0,), "num_beams": (1,),

@@ -15,7 +15,8 @@ from lmmkit.import_export import export_model
 from lmmkit.plan.prepare import prepare
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
-from lmmkit.weights.detect import LLAVA_HF, _spelt
+from lmmkit.weights.detect import LLAVA_HF
+from lmmkit.weights.pretrained_folder import _spelt
 from tests.support import hf_model_folders
 from tests.training.test_run import figures
 

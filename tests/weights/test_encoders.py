@@ -18,7 +18,8 @@ from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model, show_model
 from lmmkit.plan.prepare import prepare
 from lmmkit.training.run import train
-from lmmkit.weights.detect import ENCODER, LLAVA_HF, _spelt
+from lmmkit.weights.detect import ENCODER, LLAVA_HF
+from lmmkit.weights.pretrained_folder import _spelt
 from tests.conftest import PLAIN
 from tests.support import hf_model_folders
 from tests.support.hf_weights import scramble

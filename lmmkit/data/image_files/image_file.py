@@ -121,18 +121,13 @@ def image_size(image: Image) -> HeightWidth:
 
 @functools.lru_cache(4096)
 def _size(image: Image, changed: int, size: int) -> HeightWidth:
-    with opened_image(image, "crop") as opened:
-        return upright_size(opened)
+    return check_header(image, "crop")
 
 
 def check_header(path: File, fit: ImageFit) -> HeightWidth:
-    """Returns (height, width) of an image, upright. Raises `UserError` if its header breaks a rule of `read_image`.
-
-    Pixels are not read. So the rotation of a PNG is not found if it is written behind them, which is rare.
-    """
+    """Returns (height, width) of an image, upright. Raises `UserError` if its header breaks a rule of `read_image`."""
     with opened_image(path, fit) as opened:
-        pixels_first = opened.format == "PNG" and "exif" not in opened.info
-        return (opened.height, opened.width) if pixels_first else upright_size(opened)
+        return upright_size(opened)
 
 
 def check_whole(path: File, fit: ImageFit) -> HeightWidth:

@@ -5,8 +5,13 @@ Pillow's plain conversion to RGB would be wrong for 16-bit grey and transparency
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
+from typing import IO
+
 import numpy as np
 from PIL import Image as Pil
+from PIL.PngImagePlugin import PngImageFile
 
 HeightWidth = tuple[int, int]  # (height, width)
 
@@ -21,6 +26,8 @@ UPRIGHT = {
     8: Pil.Transpose.ROTATE_90,
 }
 SIDEWAYS = [UPRIGHT[number] for number in (5, 6, 7, 8)]  # these exchange height and width
+_MAY_TURN = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG
+_MAX_CHUNKS = 100_000  # of a PNG that are looked at: 800 MB as encoders write them
 
 
 def upright(image: Pil.Image) -> Pil.Image:
@@ -29,7 +36,7 @@ def upright(image: Pil.Image) -> Pil.Image:
 
 
 def upright_size(image: Pil.Image) -> HeightWidth:
-    """Returns (height, width) of the upright image. Reads the pixels of a PNG, behind which its rotation may be."""
+    """Returns (height, width) of the upright image."""
     width, height = image.size
     return (width, height) if turn(image) in SIDEWAYS else (height, width)
 
@@ -37,9 +44,38 @@ def upright_size(image: Pil.Image) -> HeightWidth:
 def turn(image: Pil.Image) -> Pil.Transpose | None:
     """Returns what turns an image upright, if anything does."""
     try:
-        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        # Pillow decodes the pixels of a PNG without EXIF, because it may follow them
+        exif = Pil.Image.getexif(image) if _ends_with_pixels(image) else image.getexif()
+        return UPRIGHT.get(exif.get(ORIENTATION, 1))
     except Exception:  # broken EXIF is common, and no reason to refuse the image
         return None
+
+
+def _ends_with_pixels(image: Pil.Image) -> bool:
+    """Returns whether an image is a PNG that is not decoded and has nothing behind its pixels that may turn it."""
+    if not isinstance(image, PngImageFile) or image.fp is None:
+        return False
+    at = image.fp.tell()
+    try:
+        return all(kind not in _MAY_TURN for kind in _from_pixels(image.fp))
+    finally:
+        image.fp.seek(at)
+
+
+def _from_pixels(file: IO[bytes]) -> Iterator[bytes]:
+    """Yields the kinds of the chunks of a PNG from its pixels on; at the end one that may turn it if there are many."""
+    file.seek(8)
+    begun = False
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head)
+        begun = begun or kind == b"IDAT"
+        if begun:
+            yield kind
+        file.seek(length + 4, 1)  # a checksum follows the data
+    yield _MAY_TURN[0]
 
 
 def as_rgb(image: Pil.Image) -> Pil.Image:

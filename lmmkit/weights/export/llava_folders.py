@@ -20,9 +20,9 @@ from lmmkit.progress import moving, working_bytes
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders, model_folder, name_maps, tensor_writer
 from lmmkit.weights.decoders import LLAMA, ROPE_KEYS
-from lmmkit.weights.detect import CONNECTOR_OF_TILES
 from lmmkit.weights.export import processor_files
 from lmmkit.weights.export.export_model import Exported, TokenIds, export_folder, family, new_token_ids
+from lmmkit.weights.pretrained_folder import CONNECTOR_OF_TILES
 
 HUB = {
     "connector.newline": "image_newline",
@@ -130,7 +130,7 @@ def write(
 
 
 def common_tensors(vision: nn.Module, connector: nn.Module, text: nn.Module) -> dict[str, Tensor]:
-    """Returns the tensors of a model's parts by public names with the common prefixes (`weights/detect.py`)."""
+    """Returns the tensors of a model's parts by public names with the prefixes of `pretrained_folder.py`."""
     parts = (
         (vision, encoders.VIT, "vision."),
         (connector, CONNECTOR_OF_TILES, "connector."),

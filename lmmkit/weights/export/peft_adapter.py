@@ -21,9 +21,10 @@ from lmmkit.model.layers import FusedLinear
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.weights import tensor_writer
 from lmmkit.weights.decoders import LLAMA
-from lmmkit.weights.detect import CONNECTOR, peft_source
+from lmmkit.weights.detect import peft_source
 from lmmkit.weights.export.export_model import export_folder
 from lmmkit.weights.name_maps import map_names
+from lmmkit.weights.pretrained_folder import CONNECTOR
 
 WRAPPED = "base_model.model."  # the prefix that peft adds to the names of the base
 PROJECTOR = "multi_modal_projector"
