@@ -57,7 +57,7 @@ class ExportComparison:
 @dataclass(frozen=True)
 class Prompt:
     """Holds a question as both models get it: its view, image file, ids with one for each image row, pixels, and the
-    height and width of an image that is cut into tiles."""
+    height and width of an image that has rows by its shape."""
 
     view: View
     image: str | None
@@ -140,7 +140,7 @@ def prompts_of(ours: ChatModel, folder: Path) -> Iterator[Prompt]:
         marker = -1 if ours.tokens.image_token is None else ours.tokens.image_token
         ids = [i for span in layout for i in (span.ids or [marker] * span.n)]
         pixels = normalise(read_image(image, spec, chat.image_fit), spec)[None] if image else None
-        size = image_size(Image(image)) if image and _tiled(ours) else None
+        size = image_size(Image(image)) if image and _by_shape(ours) else None
         if row_count(layout) < ours.views.context:
             yield Prompt(view, image, ids, pixels, size)
 
@@ -197,8 +197,8 @@ def _logits(theirs: Any, prompt: Prompt) -> Tensor:
 
 
 def _own_logits(ours: ChatModel, prompt: Prompt, id_1T: Tensor) -> Tensor:
-    """Returns the logits of ids, or of the prompt's view: ids and pixels do not say how an image is cut into tiles."""
-    if _tiled(ours):
+    """Returns the logits of ids, or of the prompt's view if ids and pixels do not say how its image is cut."""
+    if _by_shape(ours):
         return ours.prompt_logits([prompt.view])[0][None]
     return ours.logits(id_1T, prompt.pixels)
 
@@ -322,7 +322,7 @@ def _answer(ours: ChatModel, prompt: Prompt, their_ids: list[int]) -> ExportComp
     room, tokenizer = _room(ours, prompt), ours.prepared.tokenizer
     ends = ours.tokens.eos
     text = tokenizer.decode([i for i in their_ids if i not in ends]).strip()
-    if _tiled(ours):
+    if _by_shape(ours):
         return _text(ours, prompt, text)
     what = _answer_to(prompt)
     own_ids = ours.generate(prompt.id_1T, prompt.pixels, max_new_tokens=room)[0].tolist()
@@ -333,7 +333,7 @@ def _answer(ours: ChatModel, prompt: Prompt, their_ids: list[int]) -> ExportComp
 
 
 def _text(ours: ChatModel, prompt: Prompt, text: str) -> ExportComparison:
-    """Compares the text of our greedy answer: all that is given of a model with tiles, whose prompts are no ids."""
+    """Compares the text of our greedy answer: all that is given of a model whose prompts are no ids."""
     same = ours.reply(prompt.turns, prompt.image, max_new_tokens=_room(ours, prompt)) == text
     return ExportComparison(_answer_to(prompt), f"{'the same' if same else 'another'} text", same)
 
@@ -342,7 +342,8 @@ def _answer_to(prompt: Prompt) -> str:
     return "answer to an image" if prompt.image else "answer to a text"
 
 
-def _tiled(model: ChatModel) -> bool:
+def _by_shape(model: ChatModel) -> bool:
+    """Returns whether images have rows by their shape: then ids and pixels do not say how an image is cut."""
     return not isinstance(model.prepared.recipe.model.chat.image_fit, str)
 
 
@@ -368,7 +369,7 @@ def _by_lmmkit(
         asked = torch.tensor([[swap.get(i, i) for i in prompt.ids]])
         pair = _own_logits(ours, prompt, prompt.id_1T), _own_logits(theirs, prompt, asked)
         found.append(_logits_compared([pair]))
-        if _tiled(ours):
+        if _by_shape(ours):
             text = theirs.reply(prompt.turns, prompt.image, max_new_tokens=_room(ours, prompt))
             found.append(_text(ours, prompt, text))
             continue

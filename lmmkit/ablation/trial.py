@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, median
 
 import torch
 
@@ -46,7 +47,9 @@ class TrialStage(Copy):
     def __init__(self, prepared: Prepared, stage: str, device: torch.device):
         super().__init__(prepared, stage, device)
         self.pipeline, self.length = prepared.pipeline(stage), prepared.steps(stage)
-        self.cpu = self.wall = self.tokens = 0.0
+        self.cpu: list[float] = []  # seconds of each timed step
+        self.wall: list[float] = []
+        self.tokens = 0.0
 
     def run(self, step: Step) -> None:
         """Runs one optimizer step, with its metrics."""
@@ -65,8 +68,8 @@ class TrialStage(Copy):
         self.run(step)
         self._wait()
         if timed:
-            self.cpu += time.process_time() - cpu
-            self.wall += time.perf_counter() - wall
+            self.cpu.append(time.process_time() - cpu)
+            self.wall.append(time.perf_counter() - wall)
             self.tokens += sum(len(batch) for batch in step)
 
 
@@ -128,17 +131,22 @@ def _measured(
             each.step(number, timed=number >= WARM)
     if other is None or beside is None:
         cost = StepCost(
-            cpu_seconds=own.cpu / ROUNDS, wall_seconds=own.wall / ROUNDS, tokens=own.tokens / ROUNDS
+            cpu_seconds=fmean(own.cpu), wall_seconds=fmean(own.wall), tokens=own.tokens / ROUNDS
         )
     else:
         of_base = beside[1]
         cost = StepCost(
-            cpu_seconds=of_base.cpu_seconds * own.cpu / other.cpu,
-            wall_seconds=of_base.wall_seconds * own.wall / other.wall, tokens=own.tokens / ROUNDS,
+            cpu_seconds=of_base.cpu_seconds * _ratio(own.cpu, other.cpu),
+            wall_seconds=of_base.wall_seconds * _ratio(own.wall, other.wall), tokens=own.tokens / ROUNDS,
         )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, asdict(cost))
     return cost
+
+
+def _ratio(own: Sequence[float], other: Sequence[float]) -> float:
+    """Returns the median ratio of the steps of one turn: a few that others held up do not count."""
+    return median(a / b for a, b in zip(own, other, strict=True))
 
 
 def _read(path: Path) -> StepCost:

@@ -26,6 +26,7 @@ from lmmkit.commands.support.common import (
 )
 from lmmkit.errors import LmmkitError, MachineError, Tried, UserError, raise_together
 from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_WEB
+from lmmkit.memory_faults import naming_memory
 from lmmkit.progress import shown_on, working
 from lmmkit.report.wording import plural
 
@@ -98,7 +99,8 @@ def chat(
     edit_lines()
     while line := read_line():
         try:
-            _obey(conversation, line)
+            with naming_memory("this line"):
+                _obey(conversation, line)
         except LmmkitError as error:
             show(error)
 

@@ -38,7 +38,7 @@ def compile_plan(
     raise_all(problems)
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
     problems += checks.reducer(recipe, instances, dims) + teacher_problems(recipe, instances, dims)
-    problems += checks.tiles(recipe, dims) + checks.native(recipe, dims)
+    problems += checks.images_by_shape(recipe, dims)
     problems += token_checks.inserts(recipe, instances, dims, tokenizer)
     problems += token_checks.stage_tokens(recipe, instances)
     raise_all(problems)

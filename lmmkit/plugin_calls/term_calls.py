@@ -77,9 +77,7 @@ def value(term: Term, ctx: Ctx) -> Tensor:
     """Returns the sum of a term over its items."""
     with calling(term.name, "value", term):
         found = term.value(ctx)
-    if not isinstance(found, Tensor) or found.ndim or found.dtype not in FLOATS:
-        raise returned(term.name, "value", term, shown(found), "a float32 scalar, the SUM over the items")
-    return found
+    return _sum(term, "value", found, "the items")
 
 
 def losses_of_rows(
@@ -112,9 +110,13 @@ def step_value(term: StepTerm, items: Tensor, module: nn.Module | None) -> Tenso
     """Returns the sum of a term over all items of a step."""
     with calling(term.name, "step_value", term):
         found = term.step_value(items, module)
+    return _sum(term, "step_value", found, "the items of the step")
+
+
+def _sum(term: Term, method: str, found: object, items: str) -> Tensor:
+    """Returns the result of a method. Raises an error if it is no sum over `items`."""
     if not isinstance(found, Tensor) or found.ndim or found.dtype not in FLOATS:
-        expected = "a float32 scalar, the SUM over the items of the step"
-        raise returned(term.name, "step_value", term, shown(found), expected)
+        raise returned(term.name, method, term, shown(found), f"a float32 scalar, the SUM over {items}")
     return found
 
 

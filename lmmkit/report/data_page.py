@@ -12,21 +12,23 @@ from lmmkit.progress import counted
 from lmmkit.recipe import Recipe
 from lmmkit.report.page import Page, byte_size, render
 from lmmkit.report.span_text import visible
-from lmmkit.report.trained_samples import SMALL, SampleReader, TrainedSample, first_places, source_places
+from lmmkit.report.trained_samples import (
+    LABELS,
+    SMALL,
+    SampleReader,
+    TrainedSample,
+    first_places,
+    source_places,
+)
 from lmmkit.report.wording import plural
 
 LIMIT = 6_000_000  # bytes of the page
 SHRINK = 0.8
-ROLES = (
-    ("bos", "begin", "the token that begins a sequence"),
-    ("system", "system", "the system prompt"),
-    ("user", "user", "a question"),
-    ("header", "header", "what announces an answer"),
-    ("response", "response", "an answer"),
-    ("image", "image", "rows of an image"),
-    ("learned", "learned", "learned tokens of a plugin"),
-    ("none", "text", "text of no role"),
-)
+MEANINGS = {
+    "bos": "the token that begins a sequence", "system": "the system prompt", "user": "a question",
+    "header": "what announces an answer", "response": "an answer", "image": "rows of an image",
+    "learned": "learned tokens of a plugin", "none": "text of no role",
+}  # fmt: skip
 
 
 def data_page(
@@ -82,26 +84,26 @@ def _fitting(
     """Returns the page with as many of the samples as its bytes allow."""
     most = len(samples)
     while True:
-        page = _page(prepared, stage, samples[:most], first, source, left_out=len(samples) - most)
+        further = plural(len(samples) - most, "further sample")
+        left_out = f"{further} left out: the page has room for {limit / 1e6:g} MB."
+        page = _page(prepared, stage, samples[:most], first, source, left_out if most < len(samples) else "")
         if most == 0 or byte_size([page.text]) <= limit:
             return page
         most = int(most * SHRINK)
 
 
 def _page(
-    prepared: Prepared, stage: str, samples: Sequence[TrainedSample], first: int, source: str | None, left_out: int
+    prepared: Prepared, stage: str, samples: Sequence[TrainedSample], first: int, source: str | None, left_out: str
 ) -> Page:  # fmt: skip
+    """Returns the page. `left_out`: what is not on it, as a sentence."""
     section, image = prepared.recipe.stages[stage], prepared.dims.image
     of = plural(len(samples), "record") + f" of {source}" if source else plural(len(samples), "sample")
-    warnings = []
-    if left_out:
-        warnings.append(
-            f"{plural(left_out, 'further sample')} left out: the page has room for {LIMIT / 1e6:g} MB."
-        )
+    warnings = [left_out] if left_out else []
     if bad := sum(sample.problem is not None for sample in samples):
         warnings.append(f"{plural(bad, 'record')} cannot be trained on, each with its reason.")
     numbers = {uri: number for number, uri in enumerate(dict.fromkeys(_uris(samples)))}
     kinds = {span.kind for sample in samples for view in sample.views for span in view.spans}
+    roles = [(kind, LABELS[kind], meaning) for kind, meaning in MEANINGS.items() if kind in kinds]
     reads = any(span.use == "read" for sample in samples for view in sample.views for span in view.spans)
     where = prepared.recipe.where(f"stages.{stage}")
     text = render(
@@ -109,7 +111,7 @@ def _page(
         kicker=f"{where} · {of}{'' if source else ', in the order of training'}", warnings=warnings,
         steps=prepared.steps(stage), step=section.batch.samples, context=prepared.recipe.model.text.context,
         too_long=section.batch.too_long, size=image.size, small=image.size <= SMALL,
-        roles=[role for role in ROLES if role[0] in kinds], reads=reads, samples=samples, numbers=numbers,
+        roles=roles, reads=reads, samples=samples, numbers=numbers,
         visible=visible, plan=stage_text(prepared, prepared.plans[stage]),
     )  # fmt: skip
     return Page(text=text, warnings=warnings)

@@ -25,8 +25,9 @@ from lmmkit.report.image_shelf import webp_uri
 from lmmkit.report.span_text import SpanText, TextPart
 
 SMALL = 96  # pixels a side, up to which images are stored without loss
-ROLES = {  # the class of a span, and its name on the page
-    "bos": "begin", "system": "system", "user": "user", "header": "header", "response": "response", "none": "text",
+LABELS = {  # the kind of a span, and its name on the page
+    "bos": "begin", "system": "system", "user": "user", "header": "header", "response": "response", "image": "image",
+    "learned": "learned", "none": "text",
 }  # fmt: skip
 
 
@@ -189,24 +190,14 @@ class SampleReader:
         use = view.supervision if span.supervised and view.supervision != "none" else ""
         if span.image is not None:
             shown = images[span.image, view.sample.image_fit]
-            return ShownSpan(
-                kind="image",
-                label=f"image {shown.number}",
-                rows=span.n,
-                use=use,
-                image=shown,
-                note=f"edit {shown.edit}" if shown.edit else "",
-            )
+            note = f"edit {shown.edit}" if shown.edit else ""
+            label = f"{LABELS['image']} {shown.number}"
+            return ShownSpan(kind="image", label=label, rows=span.n, use=use, image=shown, note=note)
         if span.kind == "learned":
-            return ShownSpan(
-                kind="learned",
-                label="learned",
-                rows=span.n,
-                use=use,
-                note=f"{span.token_name} of {span.owner}",
-            )
+            note = f"{span.token_name} of {span.owner}"
+            return ShownSpan(kind="learned", label=LABELS["learned"], rows=span.n, use=use, note=note)
         return ShownSpan(
-            kind=span.role, label=ROLES[span.role], rows=span.n, use=use, parts=self.text.parts(span.ids),
+            kind=span.role, label=LABELS[span.role], rows=span.n, use=use, parts=self.text.parts(span.ids),
             note=_weights_text(span.weights),
         )  # fmt: skip
 

@@ -96,8 +96,9 @@ def test_without_enough_memory_a_conversation_goes_on_and_one_question_exits_3(t
     monkeypatch.setattr(generate, "greedy", greedy)
     text = lmmkit("chat", "--demo", "--image", scene.path, "--prompt", count, code=3)
     assert "machine/out-of-memory" in text and "Traceback" not in text
-    lines = [count, count, ""]
+    monkeypatch.setattr("lmmkit.commands.chat.paths_in", lambda text: bytearray(2**50))
+    lines = [count, count, "/image large.png", ""]
     result = CliRunner().invoke(app, ["chat", "--demo", "--image", str(scene.path)], input="\n".join(lines))
-    assert result.exit_code == 0 and result.stderr.count("machine/out-of-memory") == 1
+    assert result.exit_code == 0 and result.stderr.count("machine/out-of-memory") == 2
     answers = [line for line in result.stdout.replace("> ", "\n").splitlines() if line.strip()]
     assert answers == [("zero", "one", "two", "three")[scene.content.count("(")]]

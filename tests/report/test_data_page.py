@@ -44,6 +44,7 @@ def test_a_page_has_as_many_samples_as_its_bytes_allow(tiny, page):
         f"{5 - shown} further samples left out" in smaller.warnings[0] and smaller.warnings[0] in smaller.text
     )
     nothing = data_page(tiny(), count=2, limit=1000)
+    assert "room for 0.001 MB" in nothing.text
     assert "2 further samples left out" in nothing.warnings[0] and '<section class="one"' not in nothing.text
 
 

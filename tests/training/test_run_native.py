@@ -26,9 +26,8 @@ from lmmkit.training.run import train
 from lmmkit.training.triggers import Position
 from lmmkit.verify_export import require_equal, verify_export
 from tests.conftest import PLAIN
-from tests.data.test_images import noisy_image
 from tests.test_cli import run as command
-from tests.training.test_run_tiles import ASKED, SIZES, write
+from tests.training.test_run_tiles import ASKED, write, write_shapes
 
 FIT = "{kind: native, max_patches: 30, multiple: 3}"
 TIMM = "model.vision={timm: vit_tiny_patch16_224, weights: none, image_size: 24, args: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2%s}}"
@@ -38,11 +37,7 @@ ORDER = "plugins={image_order: {grid: %d, permutations: 5}, directed_token: {pla
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Writes records with none to three images of unlike sizes, which the questions name between their words."""
-    folder = tmp_path_factory.mktemp("native")
-    for i, size in enumerate(SIZES):
-        noisy_image(*size, seed=i).save(folder / f"{i}.png")
-    write(folder / "records.json", ASKED)
-    return folder
+    return write_shapes(tmp_path_factory.mktemp("native"))
 
 
 @pytest.fixture

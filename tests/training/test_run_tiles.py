@@ -27,14 +27,19 @@ ASKED = [[0, 1], [2], [3, 4, 5], [], [6, 0]]
 FIT = "{kind: anyres, max_tiles: 4}"
 
 
+def write_shapes(folder):
+    """Writes the images and the records that ask about them."""
+    for i, size in enumerate(SIZES):
+        noisy_image(*size, seed=i).save(folder / f"{i}.png")
+    write(folder / "records.json", ASKED)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Writes records with none to three images, which the questions name between their words."""
-    folder = tmp_path_factory.mktemp("shapes")
-    for i, size in enumerate(SIZES):
-        noisy_image(*size, seed=i).save(folder / f"{i}.png")
+    folder = write_shapes(tmp_path_factory.mktemp("shapes"))
     noisy_image(1, 100).save(folder / "narrow.png")
-    write(folder / "records.json", ASKED)
     write(folder / "narrow.json", [*ASKED, ["narrow"]])
     return folder
 

@@ -223,14 +223,14 @@ def _run_all(plan: Plan, trust_files: bool) -> dict[str, Failure]:
     with working(f"{plan.file.name}: {len(work)} commands", max(1e-9, left.cpu_seconds)) as move:
         on_board: set[str] = set()
 
-        def show(jobs: Sequence[Job], ended: Collection[str]) -> None:
+        def show_jobs(jobs: Sequence[Job], ended: Collection[str]) -> None:
             if new := {name for name in ended if name not in on_board}:
                 on_board.update(new)
                 _write_board(plan, new)
             shares = dict.fromkeys(ended, 1.0) | {job.name: job.share() for job in jobs}
             move(sum(share * seconds[name] for name, share in shares.items()))
 
-        return run_queue(work, plan.planned.side, show, plan.label)
+        return run_queue(work, plan.planned.side, show_jobs, plan.label)
 
 
 def _write_board(plan: Plan, names: Collection[str]) -> None:

@@ -5,9 +5,9 @@ from lmmkit.plan.checks.loss_checks import losses
 from lmmkit.plan.checks.need_checks import extra_views, needs
 from lmmkit.plan.checks.reach_checks import reach
 from lmmkit.plan.checks.reducer_checks import reducer
-from lmmkit.plan.checks.tile_checks import native, native_views, tile_needs, tiles
+from lmmkit.plan.checks.tile_checks import images_by_shape, native_views, tile_needs
 
 __all__ = [
-    "extra_views", "faults", "losses", "native", "native_views", "needs", "reach", "reducer", "settings", "tile_needs",
-    "tiles",
+    "extra_views", "faults", "images_by_shape", "losses", "native_views", "needs", "reach", "reducer", "settings",
+    "tile_needs",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lmmkit import plugin_calls
@@ -12,9 +13,9 @@ from lmmkit.data.fits.tiles import most_rows
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import SETTING, TILES
 from lmmkit.errors.recipe import CONFLICT
-from lmmkit.model.connectors.kinds import connector_rows
+from lmmkit.model.connectors.kinds import CONNECTORS, connector_rows
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Recipe, VisionScratch, VisionTimm
+from lmmkit.recipe import ConnectorConfig, Recipe, Vision, VisionScratch, VisionTimm
 
 
 def _fits(recipe: Recipe) -> dict[str, ImageFit]:
@@ -23,7 +24,7 @@ def _fits(recipe: Recipe) -> dict[str, ImageFit]:
     return {"model.chat.image_fit": recipe.model.chat.image_fit, **fits}
 
 
-def _fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:
+def fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:
     """Returns how the images are treated from which the views of a stage are made, in training, validation and the
     evaluation of its terms and tasks."""
     section, last = recipe.stages[stage], list(recipe.stages)[-1]
@@ -34,41 +35,75 @@ def _fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:
     return [recipe.data[name].image_fit for name in dict.fromkeys(names) if name in recipe.data]
 
 
-def native(recipe: Recipe, dims: Dims) -> list[Problem]:
-    """Returns the problems of images that keep their shape: an encoder that takes one size only, a connector that does
-    not make one row of each patch, images that cannot fit into the context."""
-    found = {key: fit for key, fit in _fits(recipe).items() if isinstance(fit, Native)}
-    vision, connector, problems = recipe.model.vision, recipe.model.connector, []
+def images_by_shape(recipe: Recipe, dims: Dims) -> list[Problem]:
+    """Returns the problems of images with rows by their shape: a model without an encoder, a connector that does not
+    make one row of each patch, and what only tiles, or only images that keep their shape, meet."""
+    found = {key: fit for key, fit in _fits(recipe).items() if not isinstance(fit, str)}
+    connector, problems = recipe.model.connector, []
     if not found:
         return []
     if connector is None:
         return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
-    if connector.kind not in ("linear", "mlp2x_gelu") or connector.reduce is not None:
+    if connector.reduce is not None or not _row_of_each_patch(connector, dims.image.grid):
         by = f" with `reduce: {connector.reduce}`" if connector.reduce else ""
         problems.append(TILES.at(recipe.where("model.connector"), got=f"connector {connector.kind}{by}"))
-    if isinstance(vision, VisionTimm) and not vision.args.get("dynamic_img_size"):
-        where, expected = (
-            recipe.where("model.vision"),
-            "`args: {dynamic_img_size: true}`, for timm's encoders",
-        )
+    problems += _tiles(recipe, {key: fit for key, fit in found.items() if isinstance(fit, AnyRes)}, dims)
+    return problems + _native(recipe, {key: fit for key, fit in found.items() if isinstance(fit, Native)})
+
+
+def _row_of_each_patch(connector: ConnectorConfig, grid: tuple[int, int]) -> bool:
+    return CONNECTORS[connector.kind].fixed_patches and connector_rows(connector, grid) == grid[0] * grid[1]
+
+
+def _tiles(recipe: Recipe, found: Mapping[str, AnyRes], dims: Dims) -> list[Problem]:
+    """Returns the problems of images that are cut into tiles: sources without the learned newline row, which the chat
+    format gives the model, and images that cannot fit into the context."""
+    problems, chat = [], "model.chat.image_fit"
+    if found and chat not in found:
+        expected, got = "`{kind: anyres, ...}`, as in the data", str(recipe.model.chat.image_fit)
+        fix = "Write the section of the data here too: the model needs a learned newline row."
+        problems.append(CONFLICT.at(recipe.where(chat), got=got, expected=expected, fix=fix))
+    for key, fit in found.items():
+        rows, grid = max((most_rows(grid, dims.image.grid), grid) for grid in fit.used)
+        got = f"{rows} rows of an image on {grid[0]} x {grid[1]} tiles"
+        problems += _room(recipe, key, rows, got, "max_tiles")
+    return problems
+
+
+def _native(recipe: Recipe, found: Mapping[str, Native]) -> list[Problem]:
+    """Returns the problems of images that keep their shape: an encoder that takes one size only, and images that cannot
+    fit into the context."""
+    vision, where, problems = recipe.model.vision, recipe.where("model.vision"), []
+    if found and takes_one_size(vision):
+        expected = "`args: {dynamic_img_size: true}`, for timm's encoders"
         got, fix = "a timm encoder that takes images of one size", "Add it to `args`."
         problems.append(CONFLICT.at(where, got=got, expected=expected, fix=fix))
-    if isinstance(vision, VisionScratch) and (size := vision.width // vision.heads) % 2:
-        got = f"heads of {size} values, an odd number"
-        problems.append(TILES.at(recipe.where("model.vision"), got=got))
+    if found and isinstance(vision, VisionScratch) and (size := vision.width // vision.heads) % 2:
+        problems.append(TILES.at(where, got=f"heads of {size} values, an odd number"))
     for key, fit in found.items():
-        if fit.max_patches >= recipe.model.text.context:
-            expected = f"fewer than the context, which is {recipe.model.text.context}"
-            fix = "Raise `model.text.context`, or lower `max_patches`."
-            where, got = recipe.where(f"{key}.max_patches"), str(fit.max_patches)
-            problems.append(CONFLICT.at(where, got=got, expected=expected, fix=fix))
+        problems += _room(recipe, f"{key}.max_patches", fit.max_patches, str(fit.max_patches), "max_patches")
     return problems
+
+
+def takes_one_size(vision: Vision | None) -> bool:
+    """Returns whether an encoder takes images of one size only, as timm's do unless they are asked for others."""
+    return isinstance(vision, VisionTimm) and not vision.args.get("dynamic_img_size")
+
+
+def _room(recipe: Recipe, key: str, rows: int, got: str, setting: str) -> list[Problem]:
+    """Returns a problem if the largest image fills the context. `setting`: what makes it smaller."""
+    context = recipe.model.text.context
+    if rows < context:
+        return []
+    expected = f"fewer than the context, which is {context}"
+    fix = f"Raise `model.text.context`, or lower `{setting}`."
+    return [CONFLICT.at(recipe.where(key), got=got, expected=expected, fix=fix)]
 
 
 def native_views(recipe: Recipe, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of plugins that make views, in a stage with images that keep their shape: what they need of
     the grid of an image must hold of its smallest one, of which all are multiples."""
-    fits, problems = _fits_read(recipe, plan.stage), []
+    fits, problems = fits_read(recipe, plan.stage), []
     for multiple in {fit.multiple for fit in fits if isinstance(fit, Native)}:
         least = replace(dims, image=replace(dims.image, grid=(multiple, multiple)))
         for maker in plan.makers:
@@ -80,36 +115,9 @@ def native_views(recipe: Recipe, plan: StagePlan, dims: Dims) -> list[Problem]:
     return problems
 
 
-def tiles(recipe: Recipe, dims: Dims) -> list[Problem]:
-    """Returns the problems of images that are cut into tiles: sources without the learned newline row, which the chat
-    format gives the model; images that cannot fit into the context; rows that are no tokens of the encoder."""
-    fits = _fits(recipe)
-    found = {key: fit for key, fit in fits.items() if isinstance(fit, AnyRes)}
-    connector, problems = recipe.model.connector, []
-    if not found:
-        return []
-    if connector is None:
-        return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
-    if "model.chat.image_fit" not in found:
-        where, expected = recipe.where("model.chat.image_fit"), "`{kind: anyres, ...}`, as in the data"
-        fix = "Write the section of the data here too: the model needs a learned newline row."
-        problems.append(CONFLICT.at(where, got=str(fits["model.chat.image_fit"]), expected=expected, fix=fix))
-    if connector.reduce is not None or connector_rows(connector, dims.image.grid) != dims.image.tokens:
-        by = f" with `reduce: {connector.reduce}`" if connector.reduce else ""
-        problems.append(TILES.at(recipe.where("model.connector"), got=f"connector {connector.kind}{by}"))
-    for key, fit in found.items():
-        rows, grid = max((most_rows(grid, dims.image.grid), grid) for grid in fit.used)
-        if rows >= recipe.model.text.context:
-            got = f"{rows} rows of an image on {grid[0]} x {grid[1]} tiles"
-            fix = "Raise `model.text.context`, or lower `max_tiles`."
-            expected = f"fewer than the context, which is {recipe.model.text.context}"
-            problems.append(CONFLICT.at(recipe.where(key), got=got, expected=expected, fix=fix))
-    return problems
-
-
 def tile_needs(recipe: Recipe, plan: StagePlan) -> list[Problem]:
     """Returns the problems of terms that read features of images, in a stage with images that have no common size."""
-    fits = _fits_read(recipe, plan.stage)
+    fits = fits_read(recipe, plan.stage)
     if all(isinstance(fit, str) for fit in fits):
         return []
     where = recipe.where(f"stages.{plan.stage}.data")

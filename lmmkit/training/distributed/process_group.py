@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmmkit.errors import LmmkitError, MachineError
 from lmmkit.errors.training import RANK_ENDED, TOO_FEW_DEVICES
+from lmmkit.memory_faults import naming_memory
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +165,7 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(_device())
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     ranks = Ranks(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
-    with _failing_together(ranks):
+    with _failing_together(ranks), naming_memory(f"rank {ranks.rank} of {ranks.world}"):
         yield ranks
         ranks.barrier()  # the store's host must not exit while others still use it
     dist.destroy_process_group()

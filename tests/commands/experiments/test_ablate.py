@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lmmkit.ablation.trial import _ratio
 from tests.support.grids import write_grid
 from tests.test_cli import run
 
@@ -64,6 +65,10 @@ def test_a_variant_whose_plan_is_that_of_the_base_is_refused(tmp_path, scenes):
     unused = "{set: {plugins: {guided_loss: {}}, stages.finetune.losses.guided_loss: 0}}"
     path = write_grid(tmp_path, scenes, GRID + f"  unused: {unused}\n")
     assert "ablation/changes-nothing" in run("ablate", path, "--dry-run", code=2)
+
+
+def test_a_step_that_others_held_up_does_not_change_the_ratio_of_costs():
+    assert _ratio([2.0, 4.0, 90.0], [1.0, 2.0, 3.0]) == 2.0
 
 
 def test_missing_data_is_reported(tmp_path):

@@ -47,6 +47,14 @@ def test_sources_need_the_newline_of_the_model_and_room(tiny, overrides, code, k
     )
 
 
+@pytest.mark.parametrize("fit", [FIT, "image_fit={kind: native, max_patches: 9}"])
+def test_rows_that_are_not_one_for_each_patch_are_refused(tiny, fit):
+    """A resampler with as many queries as patches makes no row of a patch."""
+    resampler = "model.connector={kind: resampler, queries: 9, depth: 1, heads: 2}"
+    found = problems(tiny(f"model.chat.{fit}", f"data.questions.{fit}", resampler, text=PLAIN))
+    assert [code for code, _ in found] == ["plan/tiles"]
+
+
 def test_terms_that_read_features_are_refused(tiny, tmp_path):
     (tmp_path / "reads.py").write_text(
         "from __future__ import annotations\n"

@@ -16,6 +16,7 @@ from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import stage_loop
 from lmmkit.training.checkpoint import read
 from lmmkit.training.distributed.fsdp import local_rows
+from lmmkit.training.distributed.process_group import joined
 from lmmkit.training.run import train
 from lmmkit.training.step import run_step
 from tests.conftest import PLAIN
@@ -165,3 +166,15 @@ def test_what_one_rank_cannot_read_none_validates_on(tiny, tmp_path):
     local_ranks.run(2, body, tmp_path)
     assert [line["step"] for line in figures(RunFolder(tmp_path / "run")) if "val/loss" in line] == [2, 3]
     assert "passed over here: Input/output error" in local_ranks.output_of(tmp_path, 0)
+
+
+def test_too_little_memory_on_one_rank_is_named_once_and_ends_all_with_3(tmp_path):
+    def body(rank: int) -> None:
+        with joined():
+            if rank == 1:
+                bytearray(2**50)
+
+    assert local_ranks.wait(local_ranks.start(2, body, tmp_path)) == [3, 3]
+    outputs = [local_ranks.output_of(tmp_path, rank) for rank in range(2)]
+    assert "rank 1 of 2" in outputs[1] and "machine/out-of-memory" in outputs[1], outputs
+    assert not any("Traceback" in output for output in outputs), outputs
