@@ -49,7 +49,7 @@ def test_sources_need_the_newline_of_the_model_and_room(tiny, overrides, code, k
 
 @pytest.mark.parametrize("fit", [FIT, "image_fit={kind: native, max_patches: 9}"])
 def test_rows_that_are_not_one_for_each_patch_are_refused(tiny, fit):
-    """A resampler with as many queries as patches makes no row of a patch."""
+    """Tries a resampler with as many queries as patches: none of its rows is made of one patch."""
     resampler = "model.connector={kind: resampler, queries: 9, depth: 1, heads: 2}"
     found = problems(tiny(f"model.chat.{fit}", f"data.questions.{fit}", resampler, text=PLAIN))
     assert [code for code, _ in found] == ["plan/tiles"]
