@@ -167,6 +167,12 @@ RECORDS_FILE = Code(
     "records/file", cause="A file of records cannot be read, or has the wrong encoding.",
     expected="{expected}", hint="Correct `records`, or replace the file." + ROOT,
 )
+RECORDS_UNREAD = Code(
+    "records/unread",
+    cause="A file of records cannot be read from a place on; `bad_records: skip` would leave out all that follows.",
+    expected="a file that can be read to its end",
+    hint="Repair the file there, or download it again if it ends too early. JSONL is read on after a broken line.",
+)
 FROM = Code(
     "records/from", cause="The speaker of a turn, `from`, is neither `human` nor `gpt`.",
     expected="`human` or `gpt`", hint="Correct `from`.",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lmmkit import build
+from lmmkit.api.sample import AnyRes, Native
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import REFERENCE, TEACHER_MODEL
 from lmmkit.inference.load import load, open_teacher_models
@@ -18,6 +19,7 @@ from lmmkit.model.reference import Reference
 from lmmkit.model.vlm import LMM
 from lmmkit.objective import Objective
 from lmmkit.plan import from_model
+from lmmkit.plan.checks.tile_checks import fits_read, takes_one_size
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.stage_plan import START
 from lmmkit.training.distributed import fsdp
@@ -129,6 +131,13 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
     found = _other_tokenizer(prepared, there, folder)
     if (there.dims.image, there.image_rows) != (prepared.dims.image, prepared.image_rows):
         found.append(f"{folder}, a model that reads images of another size or grid")
+    fits, model = fits_read(prepared.recipe, stage), there.recipe.model
+    if any(isinstance(fit, AnyRes) for fit in fits) and not isinstance(model.chat.image_fit, AnyRes):
+        found.append(f"{folder}, a model without a newline row, for images that are cut into tiles")
+    if any(isinstance(fit, Native) for fit in fits) and takes_one_size(model.vision):
+        found.append(
+            f"{folder}, a timm encoder that takes images of one size, for images that keep their shape"
+        )
     if prepared.plans[stage].strategies:
         names = ", ".join(strategy.name for strategy, _ in prepared.plans[stage].strategies)
         found.append(f"{folder}, and learned tokens ({names}), which only `start` has")

@@ -60,6 +60,24 @@ def test_a_report_that_cannot_be_written_does_not_hide_what_is_wrong(recipe, sce
     assert "1 bad ones, which" in text and "files/cannot-write" in text
 
 
+def test_a_file_that_ends_too_early_is_not_all_good_with_skip(recipe, scenes, tmp_path):
+    text = (scenes / "pretrain.json").read_text()
+    (tmp_path / "half.json").write_text(text[: len(text) // 2])
+    change = (
+        "--set",
+        f"data.captions.records={tmp_path / 'half.json'}",
+        "--set",
+        "data.captions.bad_records=skip",
+    )
+    for words in (["data", "check", recipe, "captions", "--report", tmp_path / "x"], ["check", recipe]):
+        text = run(*words, "--root", scenes, *change, code=2)
+        assert "records/unread" in text and "half.json" in text and "all good" not in text
+    found = json.loads(run("data", "stats", recipe, "captions", "--root", scenes, *change, "--json"))
+    assert found["all"]["reasons"]["records/unread"]["records"] == 1
+    words = ("data", "convert", tmp_path / "half.json", tmp_path / "new", "--to", "llava", "--images", scenes)
+    assert "records/unread" in run(*words, "--skip-bad", code=2) and not (tmp_path / "new").exists()
+
+
 def test_a_disk_that_is_full_when_the_report_is_closed_is_reported(recipe, scenes, tmp_path, monkeypatch):
     report = data_check.CheckReport(tmp_path / "x.jsonl")
 

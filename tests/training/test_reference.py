@@ -298,3 +298,22 @@ def test_what_is_no_reference_is_refused(finished, recipe_of, tmp_path, scenes):
     small = recipe_of(WHOLE, "model.vision.image_size=32", f"stages.prefer.reference={folder}")
     ((code, got),) = problems_of(small)
     assert code == "plan/reference" and "another size" in got
+
+
+ANYRES = "{kind: anyres, grids: [[1, 2], [2, 1]]}"
+NATIVE = "{kind: native, max_patches: 9}"
+TIMM = "model.vision={timm: vit_tiny_patch16_224, weights: none, image_size: 24, args: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2%s}}"
+
+
+@pytest.mark.parametrize(
+    ("fit", "before", "after", "words"),
+    [(ANYRES, [], [], "newline row"), (NATIVE, [TIMM % ""], [TIMM % ", dynamic_img_size: true"], "one size")],
+    ids=["tiles", "native"],
+)  # fmt: skip
+def test_a_folder_whose_model_cannot_read_images_by_their_shape_is_refused(
+    recipe_of, tmp_path, fit, before, after, words
+):
+    folder = run(recipe_of(WHOLE, *before), tmp_path / "start", stage="first").model("first")
+    changes = f"data.questions.image_fit={fit}", f"model.chat.image_fit={fit}", "plugins.dpo.crop=0.0"
+    ((code, got),) = problems_of(recipe_of(WHOLE, *after, *changes, f"stages.prefer.reference={folder}"))
+    assert code == "plan/reference" and words in got

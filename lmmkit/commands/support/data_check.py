@@ -117,6 +117,8 @@ def check_records(
         got = f"{meta['bad_records']} bad records and {bad_images} bad images, all listed in {report.path}"
         more = MORE_PROBLEMS.at(str(indexed.path), got=got, most=most)
         report.refuse(name, [*first, *[more] * (bad > len(first))])
+    elif records.unread:
+        report.refuse(name, [*first, *records.unread])
     elif not len(indexed):
         report.refuse(name, [RECORDS_EMPTY.at(str(indexed.path), got="no records")])
     seconds = round(between - begin, 3), round(time.perf_counter() - between, 3)

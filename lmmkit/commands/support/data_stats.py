@@ -187,6 +187,8 @@ def _measured(records: Records, views: Views, sample: int | None, seed: int) -> 
         by_place.setdefault((bad.file, bad.line, bad.record), []).append(bad.code)
     for place, codes in by_place.items():
         out.add_reasons(codes, record_place(*place))
+    for problem in records.unread:
+        out.add_reasons([problem.code], problem.where)
     if out.bad > len(by_place):
         out.reasons[MORE_REASONS] = Reason(out.bad - len(by_place), str(records.path))
     outside = dict(records.indexed.paths_outside())

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lmmkit.api.sample import Image
-from lmmkit.data.sources.bad_records import BadRecord
+from lmmkit.data.sources.bad_records import BadRecord, record_place
 from lmmkit.data.sources.index_cache import Index, open_index
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.record_parser import RecordParser, RecordSize, measure_record
@@ -80,6 +80,7 @@ class IndexBuilder:
         self._columns = [array.array(code) for code in "IQQQQiB"]
         self._keys: set[str] = set()
         self._bad: list[BadRecord] = []
+        self._ended: list[str] = []
 
     def __len__(self) -> int:
         return len(self._columns[0])
@@ -89,6 +90,8 @@ class IndexBuilder:
 
         `file` is a number in `files`. `name` identifies a record without an id in messages.
         """
+        if raw.ends:
+            self._ended.append(record_place(str(self.files[file]), raw.line, raw.index))
         size = measure_record(raw, self.indexing.template)
         if size is None:
             parser = RecordParser(template=self.indexing.template)
@@ -123,7 +126,8 @@ class IndexBuilder:
     def index(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Index:
         """Returns the index. `meta` and `arrays` are what the format adds to it."""
         arrays = {"records": as_table(_RECORD, self._columns), **arrays}
-        return Index({**self.counts, "notes": dict(self.notes), **meta}, arrays, tuple(self._bad))
+        found = {**self.counts, "notes": dict(self.notes), "ended": self._ended, **meta}
+        return Index(found, arrays, tuple(self._bad))
 
 
 class OpenFiles:

@@ -18,8 +18,8 @@ from lmmkit.errors.data import RECORDS_FILE
 class RawRecord(NamedTuple):
     """Holds a record of a file: its index from 0, its line from 1, its value and its faults.
 
-    `faults` are pairs (got, expected); a record with faults has no usable value. Its text is the
-    `length` bytes from `offset` on. `no_surrogates`: the text contains no escape of a surrogate.
+    `faults` are pairs (got, expected); a record with faults has no usable value. `ends`: nothing after it can be read.
+    Its text is the `length` bytes from `offset` on. `no_surrogates`: the text contains no escape of a surrogate.
 
     Of a record that was written in another form: `problems`, each with the part of the record; `notes`: what
     was not read; `names`: the names that the parts of LLaVA's form have in it.
@@ -35,6 +35,7 @@ class RawRecord(NamedTuple):
     problems: tuple[tuple[str, Problem], ...] = ()
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] = MappingProxyType({})
+    ends: bool = False
 
 
 def read_records(window: Window) -> Iterator[RawRecord]:
@@ -69,18 +70,18 @@ def _items(window: Window) -> Iterator[RawRecord]:
     raw = None
     for raw in read_list(window):
         yield raw
-    if raw is None or raw.length:
+    if raw is None or not raw.ends:
         yield from nothing_more(window, 0 if raw is None else raw.index + 1, "list")
 
 
 def read_list(window: Window) -> Iterator[RawRecord]:
-    """Returns the items of the list at the window, and moves behind it. A broken item is the last; its length is 0."""
+    """Returns the items of the list at the window, and moves behind it. A broken item is the last."""
     parser, index = Parser(), 0
     window.take(window.at + 1)
     closed = window.peek() == "]"
     while not closed:
         yield (raw := take_value(window, parser, index))
-        if not raw.length:
+        if raw.ends:
             return
         index += 1
         after = window.peek()
@@ -95,17 +96,19 @@ def read_list(window: Window) -> Iterator[RawRecord]:
 
 
 def take_value(window: Window, parser: Parser, index: int) -> RawRecord:
-    """Returns the value at the window, and moves behind it. A broken one has faults and no length."""
+    """Returns the value at the window, and moves behind it. Nothing is read after a broken one."""
     start = window.line
     try:
         value, end, faults = window.value(parser)
     except json.JSONDecodeError as error:
         line = start + window.text.count("\n", window.at, error.pos)
         before = window.column if error.lineno == 1 else 0
-        return RawRecord(index, line, faults=(_broken(error, before), *window.undecoded(error.pos + 1)))
+        faults = (_broken(error, before), *window.undecoded(error.pos + 1))
+        return RawRecord(index, line, faults=faults, ends=True)
     no_surrogates, offset = _no_surrogates(window.text, window.at, end), window.offset
     faults += window.undecoded(end)
-    return RawRecord(index, start, value, faults, offset, window.take(end), no_surrogates)
+    length = window.take(end)
+    return RawRecord(index, start, value, faults, offset, length, no_surrogates)
 
 
 def nothing_more(window: Window, index: int, what: str) -> Iterator[RawRecord]:
@@ -117,7 +120,8 @@ def nothing_more(window: Window, index: int, what: str) -> Iterator[RawRecord]:
 def wrong(window: Window, index: int, expected: str, at_end: str) -> RawRecord:
     """Returns a record whose fault is the text at the window."""
     got = repr(window.text[window.at : window.at + 20]) if window.text[window.at :] else at_end
-    return RawRecord(index, window.line, faults=((got, expected), *window.undecoded(window.at + 1)))
+    faults = ((got, expected), *window.undecoded(window.at + 1))
+    return RawRecord(index, window.line, faults=faults, ends=True)
 
 
 def _lines(window: Window) -> Iterator[RawRecord]:
@@ -126,7 +130,7 @@ def _lines(window: Window) -> Iterator[RawRecord]:
         text = window.next_line()
         if text is None:
             got = f"a line of more than {MAX_RECORD} characters"
-            yield RawRecord(index, window.line, faults=((got, "one record a line"),))
+            yield RawRecord(index, window.line, faults=((got, "one record a line"),), ends=True)
             return
         if text.strip(" \t\r"):
             record, offset, end = (

@@ -28,7 +28,14 @@ from lmmkit.data.sources.tables.table_names import is_table, tables_size
 from lmmkit.data.sources.webdataset_shards import open_shards, shards_size
 from lmmkit.data.tables.table_file import in_order
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH, TOO_MANY
+from lmmkit.errors.data import (
+    IMAGE_MISSING,
+    MORE_PROBLEMS,
+    RECORDS_EMPTY,
+    RECORDS_PATH,
+    RECORDS_UNREAD,
+    TOO_MANY,
+)
 from lmmkit.progress import counted, working
 
 LISTED = 20  # problems that are listed one by one
@@ -69,6 +76,12 @@ class Records(Sequence[Sample]):
     def known_bad(self) -> tuple[BadRecord, ...]:
         """Returns the problems of the bad records, of which the index stores at most 100,000."""
         return self.indexed.index.bad
+
+    @property
+    def unread(self) -> list[Problem]:
+        """Returns a problem for each place after which a file cannot be read: no record that is skipped."""
+        ended = self.indexed.index.meta["ended"]
+        return [RECORDS_UNREAD.at(place, got="text after which no record can be found") for place in ended]
 
     @property
     def words_N(self) -> np.ndarray:
@@ -167,7 +180,7 @@ def _refuse(records: Records) -> None:
     problems = [bad.problem() for bad in records.known_bad[:LISTED]]
     total, most = meta["problems"], records.bad_records.allowed(meta["records"])
     if meta["bad_records"] <= most:
-        problems = []
+        problems = records.unread
     elif records.bad_records.kind == "skip":
         got = f"{meta['bad_records']} bad records of {meta['records']}"
         problems.append(TOO_MANY.at(where, got=got, most=most))

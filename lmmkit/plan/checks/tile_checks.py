@@ -15,7 +15,7 @@ from lmmkit.errors.plan import SETTING, TILES
 from lmmkit.errors.recipe import CONFLICT
 from lmmkit.model.connectors.kinds import CONNECTORS, connector_rows
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import ConnectorConfig, Recipe, VisionScratch, VisionTimm
+from lmmkit.recipe import ConnectorConfig, Recipe, Vision, VisionScratch, VisionTimm
 
 
 def _fits(recipe: Recipe) -> dict[str, ImageFit]:
@@ -24,7 +24,7 @@ def _fits(recipe: Recipe) -> dict[str, ImageFit]:
     return {"model.chat.image_fit": recipe.model.chat.image_fit, **fits}
 
 
-def _fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:
+def fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:
     """Returns how the images are treated from which the views of a stage are made, in training, validation and the
     evaluation of its terms and tasks."""
     section, last = recipe.stages[stage], list(recipe.stages)[-1]
@@ -74,7 +74,7 @@ def _native(recipe: Recipe, found: Mapping[str, Native]) -> list[Problem]:
     """Returns the problems of images that keep their shape: an encoder that takes one size only, and images that cannot
     fit into the context."""
     vision, where, problems = recipe.model.vision, recipe.where("model.vision"), []
-    if found and isinstance(vision, VisionTimm) and not vision.args.get("dynamic_img_size"):
+    if found and takes_one_size(vision):
         expected = "`args: {dynamic_img_size: true}`, for timm's encoders"
         got, fix = "a timm encoder that takes images of one size", "Add it to `args`."
         problems.append(CONFLICT.at(where, got=got, expected=expected, fix=fix))
@@ -83,6 +83,11 @@ def _native(recipe: Recipe, found: Mapping[str, Native]) -> list[Problem]:
     for key, fit in found.items():
         problems += _room(recipe, f"{key}.max_patches", fit.max_patches, str(fit.max_patches), "max_patches")
     return problems
+
+
+def takes_one_size(vision: Vision | None) -> bool:
+    """Returns whether an encoder takes images of one size only, as timm's do unless they are asked for others."""
+    return isinstance(vision, VisionTimm) and not vision.args.get("dynamic_img_size")
 
 
 def _room(recipe: Recipe, key: str, rows: int, got: str, setting: str) -> list[Problem]:
@@ -98,7 +103,7 @@ def _room(recipe: Recipe, key: str, rows: int, got: str, setting: str) -> list[P
 def native_views(recipe: Recipe, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of plugins that make views, in a stage with images that keep their shape: what they need of
     the grid of an image must hold of its smallest one, of which all are multiples."""
-    fits, problems = _fits_read(recipe, plan.stage), []
+    fits, problems = fits_read(recipe, plan.stage), []
     for multiple in {fit.multiple for fit in fits if isinstance(fit, Native)}:
         least = replace(dims, image=replace(dims.image, grid=(multiple, multiple)))
         for maker in plan.makers:
@@ -112,7 +117,7 @@ def native_views(recipe: Recipe, plan: StagePlan, dims: Dims) -> list[Problem]:
 
 def tile_needs(recipe: Recipe, plan: StagePlan) -> list[Problem]:
     """Returns the problems of terms that read features of images, in a stage with images that have no common size."""
-    fits = _fits_read(recipe, plan.stage)
+    fits = fits_read(recipe, plan.stage)
     if all(isinstance(fit, str) for fit in fits):
         return []
     where = recipe.where(f"stages.{plan.stage}.data")

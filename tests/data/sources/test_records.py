@@ -333,6 +333,29 @@ def test_jsonl_is_read_on_after_a_broken_line(folder):
     assert [p.where.split(":")[-1] for p in found] == ["2 (record 1)", "3 (record 2)", "5 (record 4)"]
 
 
+def test_records_that_cannot_be_found_are_not_skipped(folder):
+    good, options = (
+        json.dumps(GOOD),
+        {"images": folder / "images", "template": "vicuna_v1", "image_fit": "pad"},
+    )
+    whole = json.dumps([GOOD] * 9)
+    for text, record in (
+        (whole[: len(whole) // 2], 4),
+        (whole[:-1], 9),
+        (f"[{good}, {{'id'}}, {good}]", 1),
+        (f"{whole} x", 9),
+    ):
+        (folder / "r.json").write_text(text)
+        with pytest.raises(UserError) as error:
+            open_records("s", records=folder / "r.json", **options, bad_records=Policy("skip", 1.0))
+        (problem,) = error.value.problems
+        assert problem.code == "records/unread" and f"(record {record})" in problem.where
+        assert [p.code for p in problems(folder, text)] == ["records/json"], "and nothing twice"
+    (folder / "r.jsonl").write_text(f"{good}\n{{'id'}}\n{good}\n{good[:-9]}")
+    records = open_records("s", records=folder / "r.jsonl", **options, bad_records=Policy("skip", 1.0))
+    assert len(records) == records.left_out == 2
+
+
 @pytest.mark.parametrize(("name", "between"), [("r.json", b",\n"), ("r.jsonl", b"\n")])
 def test_a_byte_that_is_no_utf8_is_a_fault_of_its_record(folder, name, between):
     good = json.dumps(GOOD | {"note": "\u732b \u00e4"}, ensure_ascii=False).encode()

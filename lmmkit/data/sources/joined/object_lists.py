@@ -14,7 +14,7 @@ from lmmkit.errors.data import RECORDS_FILE
 def read_lists(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
     """Returns (key, value) of the object in the file, and in place of its list `name` (name, item) of each item.
 
-    If the object is broken or ends too early, the last value has faults and no length. Raises `UserError` for a file
+    If the object is broken or ends too early, the last value has faults and `ends`. Raises `UserError` for a file
     that contains no object, or an object without the list.
     """
     if window.peek() != "{":
@@ -33,10 +33,15 @@ def _read(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
             yield "", wrong(window, 0, "a key and `:`", "the end of the file")
             return
         if key.faults:
-            yield "", key._replace(length=0)
+            yield "", key._replace(ends=True)
             return
         if key.value in known:
-            yield "", RawRecord(0, key.line, faults=((f"key {key.value[:80]!a} twice", "each key once"),))
+            yield (
+                "",
+                RawRecord(
+                    0, key.line, faults=((f"key {key.value[:80]!a} twice", "each key once"),), ends=True
+                ),
+            )
             return
         known.append(key.value)
         window.take(window.at + 1)
@@ -47,7 +52,7 @@ def _read(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
             raise _no_list(window.path, f"no list under `{name}`", name)
         else:
             yield key.value, (raw := take_value(window, parser, 0))
-        if raw.faults and not raw.length:
+        if raw.ends:
             return
         after = window.peek()
         closed = after == "}"
