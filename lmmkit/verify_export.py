@@ -29,6 +29,7 @@ from lmmkit.errors.weights import EXPORT_DIFFERS, NO_TRANSFORMERS
 from lmmkit.import_export import Format, adapter_of
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
+from lmmkit.memory_faults import is_out_of_memory
 from lmmkit.progress import counted, moving, weighed, working
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import open_pretrained
@@ -184,6 +185,8 @@ def _by_transformers(
             try:
                 ids = _generated(ours, theirs, processor, prompt)
             except (RuntimeError, ValueError) as error:  # files that contradict each other
+                if is_out_of_memory(error):
+                    raise
                 reason = str(error).partition("\n")[0]
                 found.append(ExportComparison(_answer_to(prompt), f"transformers: {reason}", False))
             else:

@@ -30,6 +30,7 @@ TESTED_BY = {
     "data/convert/table_columns": "data/convert/test_convert_records.py",
     "data/sources/image_paths": "data/sources/test_records.py",
     "data/sources/joined/object_lists": "data/sources/joined/test_joined_records.py",
+    "data/sources/tables/table_schema": "data/sources/tables/test_parquet_records.py",
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",
     "evaluate/answers/scorer": "evaluate/questions/test_answering.py",
     "evaluate/answers/uploads": "evaluate/questions/test_answering.py",

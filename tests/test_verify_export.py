@@ -131,6 +131,15 @@ def test_a_difference_is_found_and_named(name, good, tmp_path):
     assert len(error.value.problems) == len(wrong(found))
 
 
+def test_too_little_memory_is_no_difference(good, tmp_path, monkeypatch):
+    export_model(good, tmp_path / "out", "llava-hf")
+    monkeypatch.setattr(
+        "lmmkit.verify_export._generated", lambda *given: torch.empty(2**50, dtype=torch.uint8)
+    )
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        verify_export(good, tmp_path / "out", "llava-hf")
+
+
 def test_an_end_that_is_lost_is_found(tmp_path):
     """Makes the model answer with the end of a turn, then removes that end from the export."""
     public = chat_folders.llava(tmp_path / "hf", "llama", "qwen base")

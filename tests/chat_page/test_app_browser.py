@@ -196,6 +196,30 @@ def test_a_question_that_cannot_be_asked_goes_back_to_where_it_was_written(tab, 
     tab.wait("document.querySelectorAll('#waiting li').length === 1")
 
 
+def test_an_answer_that_fails_remains_as_far_as_it_is_written(tab, served):
+    part = served.answer_slowly()
+    slowly = served.talk.choose
+
+    def choose(logits_QV):
+        try:
+            return slowly(logits_QV)
+        finally:
+            if served.gate.is_set():
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    served.talk.choose = choose
+    tab.ask(COUNT)
+    tab.wait("document.querySelector('.answer .text').textContent !== ''")
+    served.gate.set()
+    tab.wait("!document.querySelector('#problem').hidden && !document.querySelector('[aria-busy]')")
+    tab.done(1)
+    assert "machine/out-of-memory" in tab.page.text_content("#problem span")
+    assert tab.answers() == [part] and tab.page.input_value("#text") == ""
+    served.talk.choose = greedy
+    tab.ask(COUNT)
+    tab.done(2)
+
+
 def test_a_tab_that_is_closed_stops_its_answer(chromium, served, tab):
     other = ChatTab(chromium, served)
     first = served.answer_slowly()

@@ -342,3 +342,11 @@ def test_the_header_gives_the_shape_of_the_pixels(tmp_path, fit):
         path = str(tmp_path / f"{size[0]}.png")
         noisy_image(*size).save(path)
         assert pixels_shape(Image(path), fit, spec) == read_image(path, spec, fit).shape
+
+
+def test_too_little_memory_is_no_fault_of_the_image(tmp_path, monkeypatch):
+    noisy_image(8, 8).save(tmp_path / "a.png")
+    for make, kind in ((bytearray, MemoryError), (lambda n: torch.empty(n, dtype=torch.uint8), RuntimeError)):
+        monkeypatch.setattr(Pil, "open", lambda *given, make=make, **more: make(2**50))
+        with pytest.raises(kind):
+            read_image(tmp_path / "a.png", SPEC, "crop")

@@ -22,6 +22,7 @@ from lmmkit.data.image_files.upright import HeightWidth, as_rgb, upright, uprigh
 from lmmkit.data.tables.table_file import read_cell
 from lmmkit.errors import LmmkitError, UserError
 from lmmkit.errors.data import IMAGE_DAMAGED, IMAGE_FILE, IMAGE_FORMAT, IMAGE_SHAPE, IMAGE_TOO_LARGE
+from lmmkit.memory_faults import is_out_of_memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
@@ -34,7 +35,7 @@ File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, whic
 
 @contextmanager
 def opened_image(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
-    """Opens the image and checks its header. Every error in the block becomes a `UserError`."""
+    """Opens the image and checks its header. Every error in the block but too little memory becomes a `UserError`."""
     image = file if isinstance(file, Image) else Image(os.fspath(file))
     name = image_place(image)
     with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
@@ -53,7 +54,7 @@ def image_place(image: Image) -> str:
 
 @contextmanager
 def _as_user_error(path: str) -> Iterator[None]:
-    """Turns every error inside into a `UserError` about the file `path`."""
+    """Turns every error inside into a `UserError` about the file `path`. Too little memory is no fault of the file."""
     try:
         yield
     except LmmkitError:
@@ -64,6 +65,8 @@ def _as_user_error(path: str) -> Iterator[None]:
     except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
         raise UserError(IMAGE_TOO_LARGE.at(path, got=str(error), most=f"{MAX_PIXELS} pixels")) from error
     except Exception as error:  # for broken files Pillow's decoders raise errors of many types
+        if is_out_of_memory(error):
+            raise
         missing = error.strerror if isinstance(error, OSError) else None
         code, reason = (IMAGE_FILE, missing) if missing else (IMAGE_DAMAGED, str(error))
         raise UserError(code.at(path, got=reason or type(error).__name__)) from error

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import array
 import heapq
-import math
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,67 +24,14 @@ from lmmkit.data.sources.index_cache import Index, fingerprint
 from lmmkit.data.sources.indexed_records import IndexBuilder, Indexing, OpenFiles
 from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.llava_json import ImageNames, JsonRecords
-from lmmkit.data.sources.messages_records import COLUMNS, as_llava, column_of
-from lmmkit.data.sources.record_keys import OWN_KEYS
 from lmmkit.data.sources.tables.table_names import table_files
+from lmmkit.data.sources.tables.table_schema import EMBEDDED, Reading, reading_of
 from lmmkit.data.tables.table_file import IMAGES, PIECE, TableFile, open_table, present
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_IMAGES, TABLE_COLUMNS, TABLE_FILE, TABLE_TEXT
+from lmmkit.errors.data import RECORDS_CHANGED, TABLE_FILE, TABLE_TEXT
 
 LARGE = 50 * 2**20  # bytes of a group: to find an image in a larger one takes 20 ms and more
 SLOW = "in a row group of more than 50 MiB, which is read up to the record; `row_group_size=100` writes smaller ones"
-_EMBEDDED = re.compile(r"([0-9]{1,6})\.bytes")  # how a record in LLaVA's form names an image of its cell
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Says which columns of the files are read, and how. `columns`: the mapping of the recipe. `parts`: the columns
-    of turns, images, system prompts and ids. `others`: columns that `meta` keeps. `image`: what a cell of images
-    contains, "struct", "binary" or "string". `fields`: of its struct. `notes`: the columns that are not read."""
-
-    columns: Mapping[str, str]
-    parts: Mapping[str, str]
-    others: tuple[str, ...] = ()
-    image: str = ""
-    fields: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    folder: bool = True  # of images that cells name
-
-    @property
-    def all(self) -> list[str]:
-        """Returns the columns of a record."""
-        return [*self.parts.values(), *self.others]
-
-    @property
-    def texts(self) -> list[str]:
-        """Returns the columns of a record without the bytes of its images."""
-        found = [name for part, name in self.parts.items() if part != "images"] + list(self.others)
-        images = self.parts.get("images")
-        if images is None or self.image == "binary":
-            return found
-        return [*found, images if self.image == "string" else f"{images}.path"]
-
-    def record(self, raw: RawRecord, cells: Mapping[str, Any], images: Sequence[object]) -> RawRecord:
-        """Returns the record that `cells` contain, in LLaVA's form, with the names of its `images`."""
-        value = {key: _plain(each) for key, each in cells.items() if key != self.parts.get("images")}
-        if "images" in self.parts:
-            value[self.parts["images"]] = list(images)
-        raw = as_llava(raw._replace(value=value, notes=self.notes, no_surrogates=True), self.columns)
-        found = raw.value if isinstance(raw.value, dict) and not raw.problems else {}
-        turns = found.get("conversations", ())
-        length = sum(
-            len(text)
-            for turn in turns
-            if isinstance(turn, dict) and isinstance(text := turn.get("value"), str)
-        )
-        paths = [found["image"]] if "image" in found else found.get("images", ())
-        outside = [p for p in paths if isinstance(p, str) and not _EMBEDDED.fullmatch(p)]
-        if outside and not self.folder:
-            problem = RECORDS_IMAGES.at("", got=f"path {outside[0][:80]!a} in a source without `images`")
-            raw = raw._replace(problems=(("images", problem),))
-        return raw._replace(
-            length=length, notes=(*self.notes, *(n for n in raw.notes if n not in self.notes))
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,11 +68,11 @@ class TableRecords(JsonRecords):
         """Returns the paths of the images; of images of a cell those that it has beside their bytes."""
         at, column = self.index.arrays["records"][i], self.how.parts.get("images", "")
         listed: list[object] = []
-        if self.how.image == "struct" and "path" in self.how.fields and any(map(_EMBEDDED.fullmatch, paths)):
+        if self.how.image == "struct" and "path" in self.how.fields and any(map(EMBEDDED.fullmatch, paths)):
             path = str(self.files.paths[int(at["file"])])
             listed = _listed(open_table(path).read(int(at["offset"]), [f"{column}.path"])[column])
         inside = dict(enumerate(each.get("path") if isinstance(each, dict) else None for each in listed))
-        found = (inside.get(int(m[1])) if (m := _EMBEDDED.fullmatch(path)) else path for path in paths)
+        found = (inside.get(int(m[1])) if (m := EMBEDDED.fullmatch(path)) else path for path in paths)
         return tuple(path if isinstance(path, str) else "" for path in found)
 
     def all_images(self) -> Iterator[tuple[int, Image]]:
@@ -149,7 +94,7 @@ class TableRecords(JsonRecords):
         }
 
     def _image(self, i: int, path: str) -> Image:
-        found = _EMBEDDED.fullmatch(path)
+        found = EMBEDDED.fullmatch(path)
         if found is None:
             return Image(self._full(path))
         at = self.index.arrays["records"][i]
@@ -169,118 +114,13 @@ def open_tables(path: Path, images: Path | None, indexing: Indexing) -> TableRec
     """
     root = ImageRoot.open(images) if images is not None else ImageRoot(path="", real="")
     files = table_files(path)
-    how = _columns(files, indexing.columns or {}, folder=images is not None)
+    how = reading_of(files, indexing.columns or {}, folder=images is not None)
     index = indexing.open(
         f"tables {images is not None}", path, files, lambda: _Pass(files, how, indexing).index()
     )
     return TableRecords(
         path=path, files=OpenFiles(files), index=index, root=root, columns=indexing.columns, how=how
     )
-
-
-def _columns(files: Sequence[Path], columns: Mapping[str, str], *, folder: bool) -> Reading:
-    """Returns how the files are read, after comparing the columns of each with those of the first."""
-    problems: list[Problem] = []
-    first: Mapping[str, str] | None = None
-    how = None
-    for path in files:
-        try:
-            table = open_table(str(path))
-            types = {name: _ITEM.sub("list<item:", str(kind)) for name, kind in table.types.items()}
-            if first is None:
-                first, how = types, _reading(table, columns, folder)
-        except UserError as error:
-            problems += error.problems
-            continue
-        for name in dict.fromkeys([*first, *types]):
-            if first.get(name) != types.get(name):
-                got = f"column `{name[:80]}` {_typed(types, name)}"
-                expected = f"{_typed(first, name)}, as in {files[0]}"
-                problems.append(TABLE_COLUMNS.at(str(path), got=got, expected=expected))
-    raise_all(problems)
-    assert how is not None
-    return how
-
-
-def _typed(types: Mapping[str, str], name: str) -> str:
-    return f"of type {types[name][:200]}" if name in types else "absent"
-
-
-def _reading(table: TableFile, columns: Mapping[str, str], folder: bool) -> Reading:
-    """Returns how a file is read. Raises `UserError` for columns that cannot be."""
-    problems: list[Problem] = []
-    parts: dict[str, str] = {}
-    for part in COLUMNS:
-        found = column_of(table.types, columns, part)
-        if isinstance(found, Problem):
-            problems.append(TABLE_COLUMNS.at(table.path, got=found.got, expected=found.expected))
-        elif found is not None:
-            parts[part] = found
-        elif part in columns:
-            got = f"no column `{columns[part]}`; the columns {', '.join(table.types)[:200]}"
-            problems.append(
-                TABLE_COLUMNS.at(table.path, got=got, expected=f"`{columns[part]}`, as `columns` says")
-            )
-    image, fields = "", ()
-    for part, name in parts.items():
-        kind = str(table.types[name])
-        if part == "messages" and (not kind.startswith(("list<", "large_list<")) or "binary" in kind):
-            expected = "a list of turns without images, which have a column of their own"
-            problems.append(
-                TABLE_COLUMNS.at(table.path, got=f"column `{name}` of type {kind[:200]}", expected=expected)
-            )
-        if part == "images":
-            image, fields = _image_type(kind)
-            if not image:
-                expected = "images as {bytes, path}, bytes or paths, or a list of them"
-                problems.append(
-                    TABLE_COLUMNS.at(
-                        table.path, got=f"column `{name}` of type {kind[:200]}", expected=expected
-                    )
-                )
-    raise_all(problems)
-    others = [name for name in table.types if name not in parts.values() and name not in OWN_KEYS]
-    kept = tuple(name for name in others if _KEPT.fullmatch(str(table.types[name])))
-    notes = [
-        f"`{name[:40]}` is not kept: it is no text, number or list of them"
-        for name in others
-        if name not in kept
-    ]
-    notes += [
-        f"`{name}` is not read: `columns` names another one"
-        for name in table.types if name in OWN_KEYS and name not in parts.values()
-    ]  # fmt: skip
-    return Reading(columns, parts, kept, image, fields, tuple(notes), folder)
-
-
-_TEXT = "(?:large_)?string(?:_view)?"
-_SIMPLE = f"(?:{_TEXT}|bool|u?int(?:8|16|32|64)|float|double|halffloat)"
-_KEPT = re.compile(rf"{_SIMPLE}|(?:large_)?list<\w+: {_SIMPLE}(?: not null)?>")
-_ITEM = re.compile(r"list<\w+:")  # writers name the items of a list differently
-_LIST = re.compile(r"(?:large_)?list<\w+: (.*?)(?: not null)?>")
-_FIELD = rf"(?:bytes: (?:large_)?binary|path: {_TEXT}|(?:bytes|path): null)(?: not null)?"
-_STRUCT = re.compile(rf"struct<((?:{_FIELD}(?:, )?){{1,2}})>")
-
-
-def _image_type(kind: str) -> tuple[str, tuple[str, ...]]:
-    """Returns what a cell of images contains, by the type of its column, and the fields of a struct."""
-    inner = found[1] if (found := _LIST.fullmatch(kind)) else kind
-    if struct := _STRUCT.fullmatch(inner):
-        given = (name for name in ("bytes", "path") if f"{name}: " in struct[1])
-        fields = tuple(name for name in given if f"{name}: null" not in struct[1])  # null: no record has it
-        if not fields:
-            return "", ()
-        if fields == ("bytes",):
-            return "binary", fields
-        return ("struct" if "bytes" in fields else "string"), fields
-    if inner in ("binary", "large_binary"):
-        return "binary", ()
-    return ("string", ()) if re.fullmatch(_TEXT, inner) else ("", ())
-
-
-def _plain(value: object) -> object:
-    """Returns a cell as JSON has it: a NaN, as pandas writes for a value that is missing, is none."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _listed(cell: object) -> list[object]:
@@ -373,7 +213,7 @@ class _Pass:
             return
         self.crc = zlib.crc32(repr(found.value).encode(), self.crc)
         good = len(builder) - 1
-        names.add(tuple(path for path in measures.images if not _EMBEDDED.fullmatch(path)), good)
+        names.add(tuple(path for path in measures.images if not EMBEDDED.fullmatch(path)), good)
         for k in sorted(embedded):
             self.cells[0].append(good)
             self.cells[1].append(k)
