@@ -70,7 +70,7 @@ NO_MEMORY = Code(
     "machine/out-of-memory", cause="A command, or an answer, needs more memory than there is.",
     expected="what fits into the memory",
     hint="End other programs that use it, or make the work smaller: fewer or smaller images, a shorter conversation, "
-    "fewer new tokens, `--dtype bfloat16`.",
+    "fewer new tokens, weights in half the bytes (`lmmkit chat --dtype bfloat16`).",
 )
 
 # plugins/
