@@ -11,13 +11,18 @@ from torch import nn
 
 from lmmkit.model.init import NoDraws
 
-DRAWS = [nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_]
+DRAWS = [
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.trunc_normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.xavier_normal_,
+]
 LOAD = """
 import sys
-from pathlib import Path
-import lmmkit
+from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.inference.load import load
-load(Path(lmmkit.__file__).parent / "demo_model")
+load(DEMO_MODEL)
 print([name for name in ("torch._dynamo", "xformers") if name in sys.modules])
 """
 
