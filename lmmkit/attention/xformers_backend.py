@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,18 +32,18 @@ class Xformers:
             return f"no kernels for {device.type}"
         if dtype == torch.float64:
             return "no kernel for float64"
-        return WHY_NO_XFORMERS
+        return loaded().problem
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
         return attention_from_parts(list(packed(spec, device)), spec, device)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
-        return _fmha.memory_efficient_attention(q_INHK, k_INHK, v_INHK)
+        return loaded().fmha.memory_efficient_attention(q_INHK, k_INHK, v_INHK)
 
 
 def packed(spec: AttentionSpec, device: torch.device) -> Iterator[PartialAttention]:
     """Yields one partial attention per call: one variable-length kernel call for all its segments."""
-    masks = _fmha.attn_bias
+    masks = loaded().fmha.attn_bias
     for call in spec.calls:
         mask = masks.BlockDiagonalCausalMask if call.causal else masks.BlockDiagonalMask
         lengths = call.lengths.tolist()
@@ -56,11 +57,11 @@ class _Varlen:
     """Runs concatenated segments in one call, B = 1; the bias separates them."""
 
     grouped: ClassVar[bool] = False
-    bias: _fmha.AttentionBias
+    bias: Any  # `fmha.AttentionBias`
     lengths: tuple[int, ...]
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = _fmha.memory_efficient_attention_forward_requires_grad(
+        out, lse = loaded().fmha.memory_efficient_attention_forward_requires_grad(
             q_BNHK, k_BMHK, v_BMHK, attn_bias=self.bias
         )
         return out, self._packed(lse, q_BNHK.shape[1])[None]
@@ -68,7 +69,7 @@ class _Varlen:
     def backward(
         self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _fmha.memory_efficient_attention_backward(
+        return loaded().fmha.memory_efficient_attention_backward(
             d, out, self._kernels(lse[0], q.dtype), q, k, v, attn_bias=self.bias
         )
 
@@ -86,6 +87,26 @@ class _Varlen:
         return padded.transpose(1, 2).contiguous()
 
 
+class Loaded(NamedTuple):
+    """The kernels of xformers, or why they cannot be imported."""
+
+    fmha: Any
+    problem: str
+
+
+@functools.cache
+def loaded() -> Loaded:
+    """Imports xformers when a CUDA device first asks for it: it takes 2 s, since it imports torch's compiler."""
+    try:
+        with contextlib.suppress(PackageNotFoundError, OSError):  # its kernels then report what they lack
+            _load_cuda_runtime()
+        logging.getLogger("xformers").setLevel(logging.ERROR)  # its loader warns even if PyTorch's ops serve
+        from xformers.ops import fmha
+    except Exception as error:  # absent, or built for another torch: report why only if it is needed
+        return Loaded(None, f"xformers does not import: {error}")
+    return Loaded(fmha, "")
+
+
 def _load_cuda_runtime() -> None:
     """Loads the CUDA 12 runtime that xformers' library is linked to, which a torch for CUDA 13 does not bring.
 
@@ -100,13 +121,3 @@ def _load_cuda_runtime() -> None:
 
 
 _RUNTIME = "libcudart.so.12"
-
-try:
-    with contextlib.suppress(PackageNotFoundError, OSError):  # its kernels then report what they lack
-        _load_cuda_runtime()
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # its loader warns even if PyTorch's ops serve
-    from xformers.ops import fmha as _fmha
-
-    WHY_NO_XFORMERS = ""
-except Exception as error:  # absent, or built for another torch: report why only if it is needed
-    WHY_NO_XFORMERS = f"xformers does not import: {error}"

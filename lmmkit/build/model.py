@@ -19,7 +19,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.connectors.kinds import build_connector
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.image_rows import NewlineRow, ReducedRows, TileRows
-from lmmkit.model.init import init
+from lmmkit.model.init import NoDraws, init
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
 from lmmkit.model.vision import ViT
 from lmmkit.model.vlm import LMM
@@ -41,7 +41,7 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
     """Returns the objective without values, on the meta device."""
     attention = backend(recipe, device)
     decoder = shapes.decoder_shape(recipe, dims.vocab)
-    with torch.device("meta"):
+    with torch.device("meta"), NoDraws():
         section, where = recipe.model.vision, recipe.where("model.vision")
         vision = nn.Identity() if section is None else encoder(section, attention, where)
         asked = recipe.model.connector

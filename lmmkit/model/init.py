@@ -6,12 +6,26 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmmkit import plugin_calls
 from lmmkit.progress import weighed
 
 PLUGINS = "plugins."
+
+
+class NoDraws(TorchFunctionMode):
+    """Leaves out draws into tensors of the meta device: they give nothing, but import torch's compiler (2 s)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _DRAWS and (tensor := kwargs["tensor"] if "tensor" in kwargs else args[0]).is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
+_DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
 
 
 def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> None:

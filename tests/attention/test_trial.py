@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from lmmkit.attention import trial, xformers_backend
+from lmmkit.attention import trial
 from lmmkit.attention.backends import Flash, NoBackend, Sdpa, Xformers, choose, log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.forest import roots
 from lmmkit.attention.interface import AttentionFn, Heads
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.attention.trial import Conditions, refusal
+from lmmkit.attention.xformers_backend import loaded
 from tests.support.attention_cases import CPU, CUDA
 from tests.support.fake_cuda import fake_cuda, gradients
 
 BF16 = Conditions(CUDA, torch.bfloat16, Heads(4, 2, 64), Heads(3, 3, 72))
-needs_xformers = pytest.mark.skipif(bool(xformers_backend.WHY_NO_XFORMERS), reason="xformers does not import")
+needs_xformers = pytest.mark.skipif(bool(loaded().problem), reason="xformers does not import")
 ON_A_CARD = [pytest.param(Xformers(), marks=needs_xformers), Flash(), Sdpa(), Eager()]
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lmmkit.attention import xformers_backend
 from lmmkit.attention.backends import Flash, Sdpa, Xformers
 from lmmkit.attention.eager import Eager
+from lmmkit.attention.xformers_backend import loaded
 from tests.support.attention_cases import (  # fmt: skip
     CASES,
     CPU,
@@ -31,7 +32,7 @@ def xformers_parts(case: Case) -> list:
 
 
 @pytest.mark.skipif(
-    bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here"
+    bool(loaded().problem), reason=loaded().problem or "xformers is here"
 )
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_biases_materialised_are_the_rule(name):
@@ -91,20 +92,21 @@ def _lengths(bias) -> list[int]:
 
 
 @pytest.mark.skipif(
-    bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here"
+    bool(loaded().problem), reason=loaded().problem or "xformers is here"
 )
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_on_stand_in_kernels_equals_the_twin(name, monkeypatch):
     case = CASES[name]()
     given = inputs(len(case.forest), 2)
     want = of_twin(case, given)
-    monkeypatch.setattr(xformers_backend, "_fmha", Kernels(xformers_backend._fmha))
+    stand_in = loaded()._replace(fmha=Kernels(loaded().fmha))
+    monkeypatch.setattr(xformers_backend, "loaded", lambda: stand_in)
     for dtype, limit in TIGHT.items():
         assert_close(of_backend(Xformers(), case, given, dtype), want, limit)
 
 
 @pytest.mark.skipif(
-    bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here"
+    bool(loaded().problem), reason=loaded().problem or "xformers is here"
 )
 def test_xformers_has_its_cuda_kernels_beside_a_torch_for_another_cuda():
     """Its library links to the CUDA runtime of its own build, which is loaded before it."""
@@ -114,22 +116,22 @@ def test_xformers_has_its_cuda_kernels_beside_a_torch_for_another_cuda():
 
 
 def test_the_cuda_runtime_comes_from_its_package_where_the_system_has_none(monkeypatch):
-    loaded = []
+    libraries = []
 
     def load(name: str, mode: int):
         if "/" not in name:
             raise OSError(name)
-        loaded.append((Path(name), mode))
+        libraries.append((Path(name), mode))
 
     monkeypatch.setattr(xformers_backend.ctypes, "CDLL", load)
     monkeypatch.setattr(xformers_backend, "files", lambda name: None)
     xformers_backend._load_cuda_runtime()
-    assert loaded == []  # its kernels report what they lack once they are tried
-    if not xformers_backend.WHY_NO_XFORMERS:
+    assert libraries == []  # its kernels report what they lack once they are tried
+    if not loaded().problem:
         monkeypatch.undo()
         monkeypatch.setattr(xformers_backend.ctypes, "CDLL", load)
         xformers_backend._load_cuda_runtime()
-        ((path, mode),) = loaded
+        ((path, mode),) = libraries
         assert path.name == "libcudart.so.12" and path.is_file() and mode == ctypes.RTLD_GLOBAL
 
 

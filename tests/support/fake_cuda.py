@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmmkit.attention import trial, xformers_backend
+from lmmkit.attention import trial
+from lmmkit.attention.xformers_backend import loaded
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def _xformers_without_pinned_memory() -> AbstractContextManager:
     def unpinned(values, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-    if xformers_backend.WHY_NO_XFORMERS:
+    if loaded().problem:
         return nullcontext()
     return mock.patch("xformers.ops.fmha.attn_bias._to_device_tensor", unpinned)
 
