@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from lmmkit.api.sample import AnyRes, Image, ImageFit, Native
 from lmmkit.data.fits.native import native_grid
 from lmmkit.data.fits.rows import NativeRows, TiledRows
 from lmmkit.data.fits.tiles import cut_tiles
-from lmmkit.data.image_files.image_file import File, opened_image, unedited
+from lmmkit.data.image_files.image_file import File, as_image, opened_image, unedited
 from lmmkit.data.image_files.upright import as_rgb, upright
 
 RESAMPLING = {"bicubic": Pil.Resampling.BICUBIC, "bilinear": Pil.Resampling.BILINEAR}
@@ -51,16 +51,19 @@ def read_image(path: File, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     the image in its shape, [3, height, width].
 
     Raises `UserError` with path and reason unless the file is a complete image in an allowed format
-    and size.
+    and size, of which the tiles show something.
     """
     return _read(path, [cut], fit)[0]
 
 
-def _read(path: File, cuts: Iterable[ImageSpec | Cut], fit: ImageFit) -> list[Tensor]:
+def _read(path: File, cuts: Sequence[ImageSpec | Cut], fit: ImageFit) -> list[Tensor]:
     """Returns the pixels of an image in each of these sizes; the file is decoded once."""
     with opened_image(path, fit) as opened:
         opened.load()
         image = as_rgb(upright(opened))
+        for cut in cuts:
+            if isinstance(fit, AnyRes) and isinstance(cut, ImageSpec):
+                TiledRows(fit, cut).tiling_of(as_image(path), (image.height, image.width))
         return [_tensor(image, cut, fit) for cut in cuts]
 
 

@@ -73,6 +73,9 @@ def test_an_image_that_no_line_of_tokens_shows_is_refused(tmp_path, size, narrow
         rows_of(image)
     (problem,) = error.value.problems
     assert (problem.code, problem.where) == ("image/narrow", image.path)
+    with pytest.raises(UserError) as error:
+        read_image(image, SPEC, FIT)
+    assert error.value.problems == (problem,)
     assert f"{size[0]} x {size[1]} pixels" in problem.got
 
 

@@ -13,6 +13,7 @@ from lmmkit import build
 from lmmkit.cost_estimate import estimate
 from lmmkit.data.image_files.image_file import image_size
 from lmmkit.errors import UserError
+from lmmkit.evaluate.run import readable
 from lmmkit.objective import sum_by_name
 from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.prepare import prepare
@@ -138,6 +139,10 @@ def test_an_image_that_no_patch_shows_is_named_before_and_in_training(recipe, fo
     gone = ("--set", f"model.vision={{from: {tmp_path / 'gone'}}}")
     text = command("data", "check", path, *words, *gone, code=2)
     assert "gone" in text and "all good" not in text
+    skipping, lines = prepare(recipe("data.questions.bad_records=skip", records="narrow.json")), []
+    kept = readable(skipping.sources["questions"], "all", skipping.reader("finetune"), lines.append)
+    assert [sample.key for sample in kept] == [f"questions:r{i}" for i in range(len(ASKED))]
+    assert len(lines) == 1 and "narrow.png" in lines[0] and "1 x 100 pixels" in lines[0]
     write(folder / "between.json", [[0], ["narrow", 6], ["narrow"], [2]])
     path.write_text(dump(recipe(records="between.json")))
     text = command("data", "show", path, "questions", "--root", scenes, "--count", 4, code=2)

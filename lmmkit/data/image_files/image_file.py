@@ -36,11 +36,16 @@ File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, whic
 @contextmanager
 def opened_image(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
     """Opens the image and checks its header. Every error in the block but too little memory becomes a `UserError`."""
-    image = file if isinstance(file, Image) else Image(os.fspath(file))
+    image = as_image(file)
     name = image_place(image)
     with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
         _check_size(name, *opened.size, fit)
         yield opened
+
+
+def as_image(file: File) -> Image:
+    """Returns the path of a file as an `Image`."""
+    return file if isinstance(file, Image) else Image(os.fspath(file))
 
 
 def image_place(image: Image) -> str:
