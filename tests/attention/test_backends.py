@@ -144,10 +144,10 @@ def test_a_shared_prefix_gives_what_each_sequence_gives_alone():
     out, mass, *_ = of_backend(Sdpa(), case, given, torch.float64)
     mass_T = torch.full((len(case.forest),), torch.nan, dtype=torch.float64).index_copy(0, case.row_R, mass)
     for path in map(torch.from_numpy, paths):
-        alone, lines = plain_twins.attention(*(x[path] for x in given[:3]), plain_twins.causal(len(path)))
+        alone, map_THT = plain_twins.attention(*(x[path] for x in given[:3]), plain_twins.causal(len(path)))
         assert off(out[path], alone) < 1e-12
         read = (~mass_T[path].isnan()).nonzero()[:, 0]
-        assert off(mass_T[path][read], plain_twins.mass(lines, case.key_T[path], read)) < 1e-12
+        assert off(mass_T[path][read], plain_twins.mass(map_THT, case.key_T[path], read)) < 1e-12
 
 
 class NoMap(TorchDispatchMode):

@@ -63,14 +63,14 @@ def found(backend, case: Case, maps, given, read_T=None):
 def of_twin(case: Case, maps, given):
     q, k, v, d_out, d_mass = given
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    out_THK, lines = plain_twins.attention(*leaves, case.forest.see())
-    mass_R = plain_twins.mass(lines, case.key_T, case.row_R)
+    out_THK, map_THT = plain_twins.attention(*leaves, case.forest.see())
+    mass_R = plain_twins.mass(map_THT, case.key_T, case.row_R)
     values = []
     for each in maps:
         rows = []
         for block in each.blocks:
             for q_row, seen in zip(each.row_Q[block.start : block.stop], block.seen_I, strict=True):
-                line = lines[q_row][list(each.heads or range(HEADS))].mean(0)[block.key_J[:seen]]
+                line = map_THT[q_row][list(each.heads or range(HEADS))].mean(0)[block.key_J[:seen]]
                 line = line.sum(0, keepdim=True) if each.summed else line
                 rows.append(torch.nn.functional.pad(line, (0, each.width - len(line))))
         values.append(torch.stack(rows) if rows else q.new_zeros(0, each.width))

@@ -139,8 +139,8 @@ def of_twin(case: Case, given) -> Found:
     see = case.forest.see()
 
     def call(q, k, v):
-        out, lines = plain_twins.attention(q, k, v, see)
-        return out, plain_twins.mass(lines, case.key_T, case.row_R) + 0 * q.sum()
+        out, map_THT = plain_twins.attention(q, k, v, see)
+        return out, plain_twins.mass(map_THT, case.key_T, case.row_R) + 0 * q.sum()
 
     return found(call, case, given, torch.float64)
 

@@ -18,24 +18,18 @@ TWIN_CASES = [  # data type, largest relative difference, and whether views shar
 ]  # fmt: skip
 
 
-def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, see_TT: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Row by row: outputs [T, H, K], and for every row its whole line of the map, [H, T]."""
-    repeat = q_THK.shape[1] // k_TGK.shape[1]
-    head_of = torch.arange(q_THK.shape[1]) // repeat
-    k_THK, v_THK = k_TGK[:, head_of], v_TGK[:, head_of]
-    outs, lines = [], []
-    for q_HK, see_T in zip(q_THK, see_TT, strict=True):
-        seen = see_T.nonzero()[:, 0]
-        weight_HS = (torch.einsum("hk,shk->hs", q_HK, k_THK[seen]) / q_HK.shape[-1] ** 0.5).softmax(-1)
-        outs.append(torch.einsum("hs,shk->hk", weight_HS, v_THK[seen]))
-        lines.append(weight_HS.new_zeros(len(q_HK), len(see_T)).index_copy(1, seen, weight_HS))
-    return torch.stack(outs), lines
+def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, see_TT: Tensor) -> tuple[Tensor, Tensor]:
+    """With the whole map, made as it is defined, in float64: outputs [T, H, K], and the map [T, H, T]."""
+    head_of, of = torch.arange(q_THK.shape[1]) // (q_THK.shape[1] // k_TGK.shape[1]), q_THK.dtype
+    q_THK, k_THK, v_THK = q_THK.double(), k_TGK[:, head_of].double(), v_TGK[:, head_of].double()
+    score_THT = torch.einsum("thk,shk->ths", q_THK, k_THK) / q_THK.shape[-1] ** 0.5
+    map_THT = score_THT.masked_fill(~see_TT[:, None], -torch.inf).softmax(-1)
+    return torch.einsum("ths,shk->thk", map_THT, v_THK).to(of), map_THT.to(of)
 
 
-def mass(lines: Sequence[Tensor], key_T: Tensor, row_R: Tensor) -> Tensor:
-    """[R]: the map's lines summed over the key rows, averaged over heads."""
-    found = [lines[row][:, key_T].sum(-1).mean() for row in row_R.tolist()]
-    return torch.stack(found) if found else torch.zeros(0, dtype=lines[0].dtype)
+def mass(map_THT: Tensor, key_T: Tensor, row_R: Tensor) -> Tensor:
+    """[R]: lines of the map summed over the key rows, averaged over heads."""
+    return map_THT[row_R][:, :, key_T].sum(-1).mean(-1)
 
 
 def causal(n: int) -> Tensor:
@@ -104,8 +98,8 @@ def _attention(x_TD: Tensor, shape, w: dict[str, Tensor]) -> tuple[Tensor, Tenso
         q = rms(q, w["attention.norm.q.weight"], shape.norm_eps)
         k = rms(k, w["attention.norm.k.weight"], shape.norm_eps)
     q, k = turned(q, shape.rope.theta), turned(k, shape.rope.theta)
-    out_THK, lines = attention(q, k, v, causal(len(x_TD)))
-    return out_THK.flatten(1) @ w["attention.out.weight"].T, torch.stack(lines, 1)
+    out_THK, map_THT = attention(q, k, v, causal(len(x_TD)))
+    return out_THK.flatten(1) @ w["attention.out.weight"].T, map_THT.transpose(0, 1)
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
