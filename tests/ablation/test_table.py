@@ -111,7 +111,7 @@ def test_what_is_missing_is_named(tmp_path):
     assert "right: there are no kept answers of this figure, so its intervals are over seeds." in lines
 
 
-def test_a_loss_is_no_share_whatever_its_task_is_called(tmp_path):
+def test_a_loss_is_no_share_in_a_task_of_any_name(tmp_path):
     rename = ("    terms:   {kind", "    valued:  {kind")
     (tmp_path / "named.yaml").write_text(PLAIN.replace(*rename))
     changes = [("base: plain.yaml", "base: named.yaml"), ("direct.yaml", "other.yaml"), ("terms/", "valued/")]
