@@ -75,7 +75,7 @@ FLOORS: dict[str, str] = {
         table_names table_schema parquet_records
     """,
     "lmmkit.data.tables": """
-        table_file
+        arrow_batches table_file
     """,
     "lmmkit.data.text_tokenizers": """
         offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
