@@ -72,7 +72,7 @@ FLOORS: dict[str, str] = {
         object_lists official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
-        table_names table_schema parquet_records
+        patterns table_names table_schema parquet_records
     """,
     "lmmkit.data.tables": """
         arrow_batches table_file
