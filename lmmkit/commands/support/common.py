@@ -46,7 +46,7 @@ INTERRUPTED = 130
 STARTING = "starting"  # the task of imports, which take seconds
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
-    errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.EXDEV,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.EXDEV, errno.EIO, errno.ESTALE, errno.EMFILE,
 )  # fmt: skip
 
 
