@@ -67,21 +67,25 @@ class FinishedRun:
     def scores(self, measure: str) -> dict[str, Answer] | None:
         """Returns the scored answers, by question, that a figure is the mean of; None for other figures."""
         task, _, figure = measure.partition("/")
-        name, _, detail = figure.partition("/")
-        condition = name.removeprefix("accuracy_") if name != "accuracy" else OWN
-        if condition not in CONDITIONS or task not in self.folders:
-            return None
-        answers = self.answers(task)
-        # of groups with one name the figure is that of the last kind
-        kinds = [kind for kind in KINDS if any(answer.groups.get(kind) == detail for answer in answers)][-1:]
-        # a question without an image has one answer for all conditions
-        return {
-            answer.id: answer
-            for answer in answers
-            if (answer.condition == condition or (answer.condition == OWN and not answer.images))
-            and answer.score is not None
-            and (not detail or detail in (answer.groups.get(kind) for kind in kinds or answer.groups))
-        }  # fmt: skip
+        return scored(self.answers(task), figure) if task in self.folders else None
+
+
+def scored(answers: Sequence[Answer], figure: str) -> dict[str, Answer] | None:
+    """Returns the scored answers, by question, that a figure of their task is the mean of; None for other figures."""
+    name, _, detail = figure.partition("/")
+    condition = name.removeprefix("accuracy_") if name != "accuracy" else OWN
+    if condition not in CONDITIONS:
+        return None
+    # of groups with one name the figure is that of the last kind
+    kinds = [kind for kind in KINDS if any(answer.groups.get(kind) == detail for answer in answers)][-1:]
+    # a question without an image has one answer for all conditions
+    return {
+        answer.id: answer
+        for answer in answers
+        if (answer.condition == condition or (answer.condition == OWN and not answer.images))
+        and answer.score is not None
+        and (not detail or detail in (answer.groups.get(kind) for kind in kinds or answer.groups))
+    }  # fmt: skip
 
 
 def read_finished(store: Store, runs: Sequence[GridRun]) -> list[FinishedRun]:
@@ -116,13 +120,14 @@ def _first_wrong(run: FinishedRun, task: str) -> tuple[str, str]:
     own = _header(run.folders[task]).get("benchmark", "questions") == "questions"
     figures = run.results.get(task)
     names = list(figures) if own and isinstance(figures, dict) else ["accuracy"]
+    answers = run.answers(task)
     for name in names:
         figure = run.figure(f"{task}/{name}")
-        scored = run.scores(f"{task}/{name}") if figure is not None else None
-        if figure is None or scored is None or not (own or scored):
+        found = scored(answers, name) if figure is not None else None
+        if figure is None or found is None or not (own or found):
             continue
         value, n = figure
-        scores = [answer.score or 0.0 for answer in scored.values()]
+        scores = [answer.score or 0.0 for answer in found.values()]
         mean = sum(scores) / len(scores) if scores else 0.0
         if len(scores) != (n if own and n is not None else len(scores)) or abs(mean - value) > CLOSE:
             given = f"{name}: a mean score of {mean:.4f} of {len(scores):,} answers"
