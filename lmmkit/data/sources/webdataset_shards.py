@@ -177,17 +177,29 @@ class _Pass:
         if isinstance(member, Problem):
             self.builder.refuse(raw, [("", member)], number, name)
             return
-        images = [sample[kind] for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
+        kinds = _image_kinds(sample)
+        images = [sample[kind] for kind in kinds]
         with open(self.shards[number], "rb") as file:
             data = os.pread(file.fileno(), member.size, member.offset)
         self.crc = zlib.crc32(data, self.crc)
         raw = _with_images(parse_record(data, raw.index, 0), len(images))
-        raw = raw._replace(offset=member.offset, length=member.size)
+        others = (kind for kind in sample if kind not in (*kinds, "json") and not kind.startswith("__"))
+        notes = tuple(f"KEY.{kind[:40]} is not read" for kind in others)
+        raw = raw._replace(offset=member.offset, length=member.size, notes=notes)
         if self.builder.add(raw, number, name) is not None:
             for image in images:
                 self.members[0].append(image.offset)
                 self.members[1].append(image.size)
             self.ends.append(len(self.members[0]))
+
+
+def _image_kinds(sample: dict) -> list[str]:
+    """Returns the kinds of the images of a key in the order of their numbers; without numbers in that of the shard."""
+    kinds = [kind for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
+    numbers = {kind: kind.rpartition(".")[0] for kind in kinds}
+    if all(re.fullmatch("[0-9]{1,9}", number) for number in numbers.values()):
+        kinds.sort(key=lambda kind: int(numbers[kind]))
+    return kinds
 
 
 def _json_member(name: str, member: Member | None) -> Member | Problem:
