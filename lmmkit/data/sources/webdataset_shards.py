@@ -25,7 +25,7 @@ from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.json_stream import MAX_RECORD
-from lmmkit.data.sources.tables.patterns import is_pattern, matching
+from lmmkit.data.sources.tables.patterns import folder_and_rest, is_pattern, matching
 from lmmkit.data.sources.tar_members import Member, members
 from lmmkit.errors import LmmkitError, MachineError, Problem, UserError
 from lmmkit.errors.data import LONG, NO_WEBDATASET, RECORDS_FILE, RECORDS_SHARD
@@ -101,15 +101,18 @@ def _named(pattern: Path) -> list[Path]:
     if "\0" in str(pattern):
         raise _refused(pattern, "a NUL in it", "a pattern of shards")
     braces = _package("braceexpand").braceexpand
-    spans = (abs(int(a) - int(b)) + 1 for a, b in _RANGE.findall(str(pattern)))
+    if os.path.isfile(pattern):
+        return [pattern]
+    above, rest = folder_and_rest(pattern)
+    spans = (abs(int(a) - int(b)) + 1 for a, b in _RANGE.findall(rest))
     many = math.prod(spans) > MAX_SHARDS  # the package makes a list of each range
     try:
-        names = [] if many else list(itertools.islice(braces(str(pattern)), MAX_SHARDS + 1))
+        names = [] if many else list(itertools.islice(braces(rest), MAX_SHARDS + 1))
     except ValueError as error:
         raise _refused(pattern, str(error), "a pattern of shards") from error
     if many or len(names) > MAX_SHARDS:
         raise _refused(pattern, f"more than {MAX_SHARDS} names", f"at most {MAX_SHARDS}")
-    paths = [Path(name) for name in names]
+    paths = [above / name for name in names]
     found = [each for path in paths for each in (matching(path) if _wild(path) else [path])]
     if not found:
         raise _refused(pattern, "no such file", "shards")
@@ -117,7 +120,7 @@ def _named(pattern: Path) -> list[Path]:
 
 
 def _wild(path: Path) -> bool:
-    return is_pattern(str(path)) and not path.exists()
+    return is_pattern(str(path)) and not os.path.exists(path)
 
 
 def _package(name: str):

@@ -89,6 +89,17 @@ def test_records_without_and_with_several_images(tmp_path):
     assert opened(tmp_path / "a.tar").words_N.tolist() == [-2, 2]
 
 
+def test_marks_in_the_names_of_folders_are_plain_characters(tmp_path):
+    for name in ("a {x,y}", "b [1]", "c {0..3}"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name)
+        for pattern in ("s-{000..001}.tar", "*.tar", "s-000.tar"):
+            assert len(opened(tmp_path / name / pattern)) == (5 if pattern == "s-000.tar" else 10)
+    written(tmp_path)
+    (tmp_path / "s-000.tar").rename(tmp_path / "s-{0,1}.tar")
+    assert len(opened(tmp_path / "s-{0,1}.tar")) == 5
+
+
 def test_images_are_in_the_order_of_their_numbers_and_other_members_are_counted(tmp_path):
     """Reads a shard as `tar --sort=name` writes it, in which 10 comes before 2."""
     value = json.dumps(conversation("<image>" * 12 + "x", "y", image=None)).encode()

@@ -127,11 +127,13 @@ def _listed(cell: object) -> list[object]:
 
 
 def _names(cell: object, embedded: frozenset[int], count: int) -> list[object]:
-    """Returns the names of a record's images: of those that its cell contains their numbers, of others their paths.
+    """Returns the names of a record's images: of those that its cell contains their numbers, of others their paths,
+    which become different from such a number.
 
     `cell`: the column of images without their bytes; `count`: how many images there are at least.
     """
     paths = [each.get("path") if isinstance(each, dict) else each for each in _listed(cell)]
+    paths = [f"./{path}" if isinstance(path, str) and EMBEDDED.fullmatch(path) else path for path in paths]
     paths += [None] * (count - len(paths))
     return [f"{k}.bytes" if k in embedded else path for k, path in enumerate(paths)]
 

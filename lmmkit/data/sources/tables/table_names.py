@@ -31,9 +31,9 @@ def table_files(path: Path) -> list[Path]:
     data set, or if a folder has files of several splits or lacks some of its numbered files."""
     if "\0" in str(path):
         raise _refused(path, "a NUL in it", "a file, a pattern or a folder")
-    if path.is_dir():
+    if os.path.isdir(path):
         return _of_folder(path)
-    if is_pattern(str(path)) and not path.exists():
+    if is_pattern(str(path)) and not os.path.exists(path):
         found = matching(path)
         if not found:
             raise _refused(path, "no such file", "parquet or Arrow files")

@@ -252,6 +252,25 @@ def test_names_of_fields_and_columns_have_no_meaning_of_types(folder):
     assert found.code == "records/table-columns" and "without images" in found.expected
 
 
+@pytest.mark.parametrize("kind", ["string", "struct"])
+def test_a_path_that_looks_like_the_number_of_a_cell_is_a_path(folder, kind):
+    (folder / "images" / "0.bytes").write_bytes(png(4))
+    cells = (
+        [{"bytes": None, "path": "0.bytes"}, {"bytes": png(5), "path": "0.bytes"}]
+        if kind == "struct"
+        else ["0.bytes"] * 2
+    )
+    columns = {"messages": talks(2), "image": pa.array(cells, IMAGE if kind == "struct" else pa.string())}
+    records = opened(written(folder / "r.parquet", columns), images=folder / "images")
+    assert (
+        read_bytes(records[0].images[0])[0] == png(4)
+        and missing_images(records) == check_images(records) == []
+    )
+    assert (records[1].images[0].cell is None) == (kind == "string")
+    (folder / "images" / "0.bytes").unlink()
+    assert [p.code for p in missing_images(records)] == ["records/missing-image"]
+
+
 def test_content_parts_choose_images_by_number(folder):
     part = {"type": "image", "text": None}
     turns = [

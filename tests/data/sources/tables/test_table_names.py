@@ -102,3 +102,8 @@ def test_a_selection_of_records_in_a_file_of_its_own_is_refused(tmp_path):
         json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]})
     )
     assert "file of indices" in problem(tmp_path).got
+
+
+def test_names_that_the_system_refuses_are_files_that_are_not_there(tmp_path):
+    assert "no such file" in problem(tmp_path / ("x" * 300) / "*.parquet").got
+    assert names(tmp_path / ("x" * 300)) == ["x" * 300]  # opening it tells what is wrong
