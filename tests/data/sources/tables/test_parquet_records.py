@@ -467,6 +467,27 @@ def test_text_that_is_no_utf8_is_named_with_its_record(folder):
     assert [sample.turns[0].text for sample in records] == ["Hi", "Ho"]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "kind",
+    [pa.timestamp("s"), pa.date32(), pa.timestamp("us", tz="Nowhere/Else")],
+    ids=["time", "date", "zone"],
+)
+def test_values_that_python_lacks_are_named_with_their_record(folder, name, kind):
+    stored = pa.array([7, 7, 2**31 - 1, 7, None, None], pa.int32() if kind == pa.date32() else pa.int64())
+    if kind == pa.timestamp("s"):
+        stored = pa.array([7, 7, 2**50, 7, None, None], pa.int64())
+    roles, words = pa.array(["user", "assistant"] * 3), pa.array(["Hi", "Ho"] * 3)
+    turns = pa.StructArray.from_arrays([roles, words, stored.view(kind)], ["role", "content", "when"])
+    path = folder / ("r.arrow" if name == "feather" else name)
+    written(path, {"messages": pa.ListArray.from_arrays([0, 2, 4, 6], turns)}, format=name)
+    records = opened(path, bad_records=Policy("skip", 0.9))
+    bad = [(each.code, each.line, each.record) for each in records.known_bad]
+    lines = (1, 2) if "Nowhere" in str(kind) else (2,)
+    assert bad == [("records/table-value", line, line - 1) for line in lines]
+    assert len(records) == 3 - len(lines) and records[-1 + len(records)].turns[0].text == "Hi"
+
+
 def test_bytes_that_are_no_image_are_named(folder):
     values = [[{"bytes": png(i) if i != 3 else b"no image", "path": None}] for i in range(5)]
     path = written(folder / "r.parquet", {"messages": talks(5), "images": pa.array(values, pa.list_(IMAGE))})
