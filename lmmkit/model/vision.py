@@ -229,7 +229,10 @@ class TimmViT(nn.Module):
         for grid in dict.fromkeys(images.grids):
             alike = [i for i, other in enumerate(images.grids) if other == grid]
             pixels_ICXY = torch.stack([images.pixels(i) for i in alike])
-            found |= dict(zip(alike, self(pixels_ICXY), strict=True))
+            seen_IND = self.forward(
+                pixels_ICXY
+            )  # without hooks: a sharded encoder is gathered once for all sizes
+            found |= dict(zip(alike, seen_IND, strict=True))
         return torch.cat([found[i] for i in range(len(found))])
 
 
