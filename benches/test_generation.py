@@ -16,7 +16,7 @@ from benches.workload import IMAGE, VOCAB, Numbers, work
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import lay_out_prompt
 from lmmkit.data.fits.rows import FixedRows
-from lmmkit.data.packing import LaidOut
+from lmmkit.data.micro_batch.laid_out import LaidOut
 from lmmkit.inference.generate import generate
 from tests.support.hf_weights import scramble
 

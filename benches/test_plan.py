@@ -10,7 +10,7 @@ import torch
 from benches import workload
 from benches.pairs import exact
 from benches.workload import CONFIGS, our_step, work
-from lmmkit.data.packing import read_images
+from lmmkit.data.micro_batch.packed_images import read_images
 
 SAMPLES = 64
 MILLISECONDS = 2.0

@@ -30,7 +30,9 @@ from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.fits.rows import FixedRows
 from lmmkit.data.images import normalise
-from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.data.views import Views
 from lmmkit.model.init import init
 from lmmkit.objective import Objective

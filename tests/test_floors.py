@@ -52,7 +52,7 @@ FLOORS: dict[str, str] = {
         plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers tables image_files fits images labels need_rows packing sampler length_grouping rank_shares sources convert text_tokenizers
+        image_markers tables image_files fits images micro_batch packing sampler length_grouping rank_shares sources convert text_tokenizers
         layout_writer chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.convert": """
@@ -63,6 +63,9 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.data.image_files": """
         upright image_file
+    """,
+    "lmmkit.data.micro_batch": """
+        laid_out labels need_rows packed_images
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lmmkit import build
-from lmmkit.data.need_rows import head_pairs
-from lmmkit.data.packing import SizedSample
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.micro_batch.need_rows import head_pairs
 from lmmkit.errors import UserError
 from lmmkit.model import cross_entropy
 from lmmkit.model.reference import Reference

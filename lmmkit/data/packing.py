@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +17,15 @@ from lmmkit.api.batch import WEIGHT, Batch, EmbedScatter, Patches, Ragged, RowGa
 from lmmkit.api.components import RowLoss, Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, Need, teacher_models_of, teachers_of
-from lmmkit.api.sample import AnyRes, Image, ImageFit, Native, View
+from lmmkit.api.needs import AttnMass, Need
+from lmmkit.api.sample import Native
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.data.fits.rows import TiledRows
 from lmmkit.data.fits.tiles import NEWLINE
-from lmmkit.data.image_files.image_file import unedited
-from lmmkit.data.images import Blank, Cut, ImageRef, PixelRef, ReadImage, normalise, read_each, renormalise
-from lmmkit.data.labels import item_labels, join_labels
-from lmmkit.data.need_rows import (
+from lmmkit.data.images import ImageRef, PixelRef
+from lmmkit.data.micro_batch.labels import item_labels, join_labels
+from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
+from lmmkit.data.micro_batch.need_rows import (
     PlacedView,
     concatenate_rows,
     head_pairs,
@@ -36,57 +34,16 @@ from lmmkit.data.need_rows import (
     need_rows,
     supervised_rows,
     target_weights,
-    teacher_rows,
 )
-from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.plan import TILES
+from lmmkit.data.micro_batch.packed_images import (
+    PackedImage,
+    encoder_pixels,
+    first_images,
+    image_items,
+    teacher_pixels,
+)
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
-
-
-class LaidOut(NamedTuple):
-    """Holds a view and the spans of its sequence."""
-
-    view: View
-    layout: Layout
-
-
-class Shown(NamedTuple):
-    """Holds the name of the first view that shows an image, the number of its first row among those of all images of
-    one size, or of all others, and likewise that of its first input of the encoder, of which tiles are several."""
-
-    owner: str
-    first: int
-    input: int
-
-
-class SizedSample(NamedTuple):
-    """Holds the views of one sample, and the number of rows they take after their prefixes are merged."""
-
-    members: tuple[LaidOut, ...]
-    size: int
-    source: str = ""
-
-
-def read_images(
-    samples: Iterable[SizedSample], reader: ReadImage, known: Collection[PixelRef] = ()
-) -> dict[PixelRef, Tensor]:
-    """Reads each image of these samples once, without its edits, except for images in `known`.
-
-    Raises `UserError` with the problems of all images that cannot be read.
-    """
-    images: dict[PixelRef, Tensor] = {}
-    problems: list[Problem] = []
-    members = [member for sample in samples for member in sample.members]
-    refs: list[ImageRef] = [(unedited(image), fit) for member in members for image, fit in _shown(member)]
-    for ref in dict.fromkeys(refs):
-        try:
-            if ref not in known:
-                images.update(read_each(reader, *ref))
-        except UserError as error:
-            problems += error.problems
-    raise_all(problems)
-    return images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +102,15 @@ class Packer:
         members = [m for sample in samples for m in sample.members]
         forest, paths = self._arranged(members)
         id_T, scatters, shown = _origins(members, paths, len(forest), self.image)
-        pixels, native = [], []
-        for ref, at in shown.items():
-            found = self._pixels(images[unedited(ref[0]), ref[1]], ref[0], at.owner)
-            (native if isinstance(ref[1], Native) else pixels).append(found)
-        pixels_ICXY = self._stacked(pixels, blank=self.blank and not native)
+        pixels_ICXY, native = encoder_pixels(shown, images, self.image, blank=self.blank)
         predict, target_S, term_S = self._targets(members, paths)
         placed = [
             PlacedView(v, *member, path) for v, (member, path) in enumerate(zip(members, paths, strict=True))
         ]
-        key_T, gathers, maps = need_rows(self.needs, placed, _image_items(scatters, len(forest)))
-        teacher_pixels, gathers = self._teachers(gathers, shown, images)
+        key_T, gathers, maps = need_rows(self.needs, placed, _items_of_rows(scatters, len(forest)))
+        taught, gathers = teacher_pixels(
+            gathers, shown, images, spec=self.image, teachers=self.teachers, sharded=self.blank_teachers
+        )
         mapped = {each.name for each in maps}
         mass = [
             pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass) and need not in mapped
@@ -183,8 +138,8 @@ class Packer:
             labels=self._labels(members, gathers),
             views=_names(members),
             sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
-            first_image_V=_first_images(members, shown, len(pixels_ICXY)),
-            teacher_pixels=teacher_pixels,
+            first_image_V=first_images(members, shown, len(pixels_ICXY)),
+            teacher_pixels=taught,
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
         count = dict(zip(self.text_terms, text, strict=True))
@@ -213,56 +168,6 @@ class Packer:
             [numbers.get(s.source, other) for s in samples for _ in s.members], dtype=torch.int64
         )
         return torch.where(term_S == 0, source_V[view_S], other)
-
-    def _pixels(self, decoded_CXY: Tensor, image: Image, owner: str) -> Tensor:
-        """Returns the pixels of an image as the encoder reads them, with the edit of the task `owner`."""
-        pixels_CXY = normalise(decoded_CXY, self.image)
-        if image.edit is None:
-            return pixels_CXY
-        if decoded_CXY.dim() == 4:
-            if not isinstance(image.edit, Blank):
-                raise UserError(TILES.at(f"plugins.{owner}", got="an edit of an image"))
-            return torch.stack([image.edit(tile) for tile in pixels_CXY])
-        return plugin_calls.edited(owner, image.edit, pixels_CXY)
-
-    def _stacked(self, pixels: Sequence[Tensor], *, blank: bool) -> Tensor:
-        """Returns the inputs of the encoder, of images of one or of several. `blank`: one image if there is none."""
-        if not pixels:
-            return torch.zeros(int(blank), 3, self.image.size, self.image.size)
-        if all(each.dim() == 3 for each in pixels):
-            return torch.stack(list(pixels))
-        return torch.cat([each if each.dim() == 4 else each[None] for each in pixels])
-
-    def _teachers(
-        self, gathers: Mapping[Need, RowGather], shown: Mapping[ImageRef, Shown], images: Mapping
-    ) -> tuple[dict[str, Tensor], dict[Need, RowGather]]:
-        """Returns for each teacher the images that its needs read, as it reads them, and the gathers with their items
-        numbered among the rows of these images. A whole model reads all images."""
-        pixels, changed, refs = {}, dict(gathers), list(shown)
-        first_I = np.array([at.first for at in shown.values()], np.int64)
-        whole = teacher_models_of(gathers)
-        for name in dict.fromkeys((*teachers_of(gathers), *whole)):
-            if name not in self.teachers:
-                continue
-            changed, read = (
-                (changed, range(len(refs))) if name in whole else teacher_rows(name, changed, first_I)
-            )
-            spec = self.teachers[name]
-            found = [self._teacher_pixels(spec, images, refs[n], shown[refs[n]].owner) for n in read]
-            blank = torch.zeros(int(name in self.blank_teachers), 3, spec.size, spec.size)
-            pixels[name] = torch.stack(found) if found else blank
-        return pixels, changed
-
-    def _teacher_pixels(self, spec: ImageSpec, images: Mapping, ref: ImageRef, owner: str) -> Tensor:
-        """Returns the pixels of an image as a teacher reads them. The edit is that of the model's pixels, with their
-        mean and deviation, at the teacher's size."""
-        (image, fit), cut = ref, Cut.of(spec)
-        decoded_CXY = images[
-            (unedited(image), fit) if cut == Cut.of(self.image) else (unedited(image), fit, cut)
-        ]
-        if image.edit is None:
-            return normalise(decoded_CXY, spec)
-        return renormalise(self._pixels(decoded_CXY, image, owner), self.image, spec)
 
     def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
         """Returns the rows that predict, on the path of their view; their targets; their text terms."""
@@ -302,11 +207,11 @@ def _weight_sums(batch: Batch) -> dict[str, float]:
 
 def _origins(
     members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int, spec: ImageSpec
-) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, Shown]]:
+) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, PackedImage]]:
     """Returns token ids, scatters, and the distinct images in the order of their items."""
     id_T = np.full(total, -1, np.int64)
     item_T: dict[str, np.ndarray] = {}
-    shown: dict[ImageRef, Shown] = {}
+    shown: dict[ImageRef, PackedImage] = {}
     n_items, n_inputs = Counter[str](), Counter[str]()  # by source, of the images so far
     for member, path in zip(members, paths, strict=True):
         start = 0
@@ -319,10 +224,10 @@ def _origins(
             source = f"plugins.{span.owner}"
             if span.image is not None:
                 ref = (span.image, member.view.sample.image_fit)
-                items_N, inputs, items = _items(*ref, span.n, spec)
+                items_N, inputs, items = image_items(*ref, span.n, spec)
                 source = "native" if isinstance(ref[1], Native) else "vision"
                 if ref not in shown:
-                    shown[ref] = Shown(member.view.name, n_items[source], n_inputs[source])
+                    shown[ref] = PackedImage(member.view.name, n_items[source], n_inputs[source])
                     n_items[source] += items
                     n_inputs[source] += inputs
                 if len(newlines := rows[items_N == NEWLINE]):
@@ -338,21 +243,12 @@ def _origins(
     return torch.from_numpy(id_T), tuple(scatters), shown
 
 
-def _items(image: Image, fit: ImageFit, n: int, spec: ImageSpec) -> tuple[np.ndarray, int, int]:
-    """Returns the item of each of the n rows of an image, of those that the connector gives for its inputs or
-    `NEWLINE`; the number of these inputs of the encoder, and of their items."""
-    if not isinstance(fit, AnyRes):
-        return np.arange(n), 1, n
-    tiling = TiledRows(fit, spec).tiling(image)
-    return tiling.token_of_rows(spec.grid), tiling.images, tiling.images * spec.tokens
-
-
 def _names(members: Sequence[LaidOut]) -> tuple[tuple[str, str], ...]:
     """Returns the name and the sample of each view."""
     return tuple((m.view.name, m.view.sample.key) for m in members)
 
 
-def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:
+def _items_of_rows(scatters: Iterable[EmbedScatter], total: int) -> Tensor:
     """Returns the number of each row among the rows of all images, [total]; -1 for other rows."""
     item_T = torch.full((total,), -1)
     for scatter in scatters:
@@ -390,18 +286,3 @@ def _after_images(layout: Layout) -> list[int]:
     ends = list(accumulate(span.n for span in layout))
     last = max((i for i, span in enumerate(layout) if span.kind == "image"), default=len(layout) - 1)
     return ends[last : len(ends) - 1][:1]
-
-
-def _shown(member: LaidOut) -> list[ImageRef]:
-    """Returns the images of a view in the order of its spans."""
-    fit = member.view.sample.image_fit
-    return [(span.image, fit) for span in member.layout if span.image is not None]
-
-
-def _first_images(members: Sequence[LaidOut], shown: Mapping[ImageRef, Shown], sized: int) -> tuple[int, ...]:
-    """Returns the number of the first image of each view. `sized`: how many images of one size come first."""
-    firsts = (next(iter(_shown(member)), None) for member in members)
-    return tuple(
-        -1 if ref is None else shown[ref].input + (sized if isinstance(ref[1], Native) else 0)
-        for ref in firsts
-    )

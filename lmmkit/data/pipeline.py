@@ -18,7 +18,9 @@ from lmmkit.api.sample import Sample
 from lmmkit.data.image_files.image_file import unedited
 from lmmkit.data.images import ImageReader, PixelRef, read_each
 from lmmkit.data.length_grouping import GroupedSampler
-from lmmkit.data.packing import Packer, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.data.rank_shares import balanced_shares, estimated_rows
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.sources.bad_records import BadRecord

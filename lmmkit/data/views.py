@@ -16,7 +16,7 @@ from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
 from lmmkit.data.fits.rows import RowsOf, rows_by_shape
 from lmmkit.data.layout_writer import WeightsOf
-from lmmkit.data.packing import LaidOut
+from lmmkit.data.micro_batch.laid_out import LaidOut
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.sources.other_samples import NO_SOURCE, Others, SourceSamples
 from lmmkit.data.text_tokenizers.choose import TextTokenizer

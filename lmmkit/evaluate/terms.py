@@ -13,7 +13,8 @@ from torch import Tensor
 from lmmkit import plugin_calls
 from lmmkit.api.components import StepTerm, Term
 from lmmkit.api.sample import Sample
-from lmmkit.data.packing import SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text

@@ -20,7 +20,9 @@ from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.image_files.image_file import save_pixels
 from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.images import ImageReader
-from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views
 from lmmkit.errors import UserError

@@ -14,7 +14,10 @@ from lmmkit.api.layout import Layout
 from lmmkit.api.sample import AnyRes, Native, Sample, View
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
-from lmmkit.data.packing import LaidOut, Packer, PixelRef, SizedSample, read_images
+from lmmkit.data.images import PixelRef
+from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.model.connectors.connector import Connector
 from lmmkit.objective import Objective

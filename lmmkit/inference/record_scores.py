@@ -15,7 +15,9 @@ from torch import Tensor
 from lmmkit.api.components import Loss
 from lmmkit.api.ctx import Ctx
 from lmmkit.api.needs import LogitsAt, LogProb, Select
-from lmmkit.data.packing import Packer, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.data.pipeline import Pipeline, cut
 from lmmkit.data.sources.llava_json import JsonRecords
 from lmmkit.errors import UserError

@@ -32,7 +32,7 @@ from lmmkit.api.needs import (
 from lmmkit.api.sample import AnyRes, ImageFit, Label
 from lmmkit.data.fits.tiles import most_rows
 from lmmkit.data.image_markers import marked
-from lmmkit.data.packing import read_images
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.views import dropped_text
 from lmmkit.plan.instances import build_component, default_of, setting_types
 from lmmkit.plan.prepare import Prepared

@@ -15,7 +15,8 @@ from lmmkit.api.layout import Layout, Span, row_count
 from lmmkit.api.sample import AnyRes, Image, Native, View
 from lmmkit.data.fits.rows import TiledRows
 from lmmkit.data.images import ImageRef, natural
-from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.pipeline import LOST, Pipeline
 from lmmkit.data.views import DROPPED
 from lmmkit.errors import Problem, UserError

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from typing import Any
 
 from lmmkit.api.sample import Sample
-from lmmkit.data.packing import SizedSample
+from lmmkit.data.micro_batch.laid_out import SizedSample
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem, did_you_mean

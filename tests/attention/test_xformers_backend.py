@@ -31,9 +31,7 @@ def xformers_parts(case: Case) -> list:
     return list(xformers_backend.packed(case.attention(), CPU))
 
 
-@pytest.mark.skipif(
-    bool(loaded().problem), reason=loaded().problem or "xformers is here"
-)
+@pytest.mark.skipif(bool(loaded().problem), reason=loaded().problem or "xformers is here")
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_biases_materialised_are_the_rule(name):
     case = CASES[name]()
@@ -91,9 +89,7 @@ def _lengths(bias) -> list[int]:
     return [b - a for a, b in pairwise(starts)]
 
 
-@pytest.mark.skipif(
-    bool(loaded().problem), reason=loaded().problem or "xformers is here"
-)
+@pytest.mark.skipif(bool(loaded().problem), reason=loaded().problem or "xformers is here")
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_on_stand_in_kernels_equals_the_twin(name, monkeypatch):
     case = CASES[name]()
@@ -105,9 +101,7 @@ def test_xformers_on_stand_in_kernels_equals_the_twin(name, monkeypatch):
         assert_close(of_backend(Xformers(), case, given, dtype), want, limit)
 
 
-@pytest.mark.skipif(
-    bool(loaded().problem), reason=loaded().problem or "xformers is here"
-)
+@pytest.mark.skipif(bool(loaded().problem), reason=loaded().problem or "xformers is here")
 def test_xformers_has_its_cuda_kernels_beside_a_torch_for_another_cuda():
     """Its library links to the CUDA runtime of its own build, which is loaded before it."""
     from xformers import _cpp_lib

@@ -10,7 +10,8 @@ from lmmkit.api.layout import Span, row_count, text
 from lmmkit.api.sample import Image
 from lmmkit.attention.backends import Sdpa
 from lmmkit.attention.eager import Eager
-from lmmkit.data.packing import LaidOut, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import UserError
 from lmmkit.errors.data import IMAGE_DAMAGED

@@ -12,7 +12,9 @@ from lmmkit.api.layout import Span, text
 from lmmkit.api.sample import AnyRes, Image, Sample, View
 from lmmkit.data.fits.rows import TiledRows
 from lmmkit.data.images import Blank, ImageReader, normalise, read_image
-from lmmkit.data.packing import LaidOut, Packer, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.errors import UserError
 from tests.data.test_images import noisy_image
 from tests.support.tiny_model import SPEC

@@ -8,7 +8,8 @@ import torch
 
 import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.inference.image_attention import image_attention
 from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lmmkit import build
 from lmmkit.api import HiddenAt, ImageReducer, Select, View, VisionAt
 from lmmkit.data.fits.rows import FixedRows
-from lmmkit.data.packing import LaidOut
+from lmmkit.data.micro_batch.laid_out import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.inference.generate import generate
 from lmmkit.model.connectors.connector import NoConnector

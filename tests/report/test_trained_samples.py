@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from lmmkit.api.sample import AnyRes
 from lmmkit.data.fits.rows import TiledRows
 from lmmkit.data.images import read_image
-from lmmkit.data.packing import LaidOut
+from lmmkit.data.micro_batch.laid_out import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text

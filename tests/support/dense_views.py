@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmmkit.data.packing import LaidOut
+from lmmkit.data.micro_batch.laid_out import LaidOut
 from lmmkit.objective import Objective
 from tests.support import plain_teacher, plain_twins
 from tests.support.tiny_model import pixels

@@ -19,7 +19,8 @@ from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.attention.backends import Backend
 from lmmkit.data.fits.rows import FixedRows
-from lmmkit.data.packing import Packer, SizedSample
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.packing import Packer
 from lmmkit.data.views import Views
 from lmmkit.objective import Objective, total
 from tests.support.hf_weights import scramble

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lmmkit.api import AuxTask, LogProb, LogSumExp, Sample, Select, Turn, View
-from lmmkit.data.packing import Packer, SizedSample
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.packing import Packer
 from tests.support import paper_objective
 from tests.support.tiny_model import SPEC
 

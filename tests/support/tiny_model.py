@@ -18,7 +18,9 @@ from lmmkit.attention.backends import Backend, Sdpa
 from lmmkit.attention.forest import roots
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.images import Cut, ImageReader, normalise
-from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.model.connectors.mlp import MlpConnector
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT

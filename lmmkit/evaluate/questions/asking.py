@@ -16,7 +16,8 @@ from torch import Tensor
 from lmmkit.api.layout import Layout, row_count
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.chat_templates import stop_ids
-from lmmkit.data.packing import LaidOut, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.rank_shares import balanced_shares
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.commands import TOO_LONG

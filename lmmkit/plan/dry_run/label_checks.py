@@ -13,7 +13,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import Loss, TokenWeight
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import Label, Sample, View
-from lmmkit.data.labels import join_labels
+from lmmkit.data.micro_batch.labels import join_labels
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import IN_PLACE, NOT_PURE
 from lmmkit.errors.plan import LABEL

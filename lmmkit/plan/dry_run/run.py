@@ -23,7 +23,7 @@ from lmmkit.api.components import (
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector, selectors, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
-from lmmkit.data.packing import SizedSample
+from lmmkit.data.micro_batch.laid_out import SizedSample
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import Problem, UserError

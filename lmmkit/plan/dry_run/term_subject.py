@@ -20,7 +20,9 @@ from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
 from lmmkit.data.image_files.image_file import image_place
 from lmmkit.data.images import pixels_shape
-from lmmkit.data.packing import Packer, SizedSample, read_images
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 
 APART = 4  # samples with a micro-batch of their own

@@ -17,7 +17,7 @@ from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import ImageEdit, Native, Sample, View
 from lmmkit.data.fits.native import native_grid
 from lmmkit.data.image_markers import MARKER
-from lmmkit.data.labels import join_labels
+from lmmkit.data.micro_batch.labels import join_labels
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.sources.other_samples import Others, SourceSamples
 from lmmkit.errors import Problem, UserError

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lmmkit import plugin_calls
 from lmmkit.api.ctx import Moment
-from lmmkit.data.images import natural
-from lmmkit.data.packing import Packer, PixelRef, SizedSample, read_images
+from lmmkit.data.images import PixelRef, natural
+from lmmkit.data.micro_batch.laid_out import SizedSample
+from lmmkit.data.micro_batch.packed_images import read_images
+from lmmkit.data.packing import Packer
 from lmmkit.errors import UserError
 from lmmkit.inference.image_attention import image_attention
 from lmmkit.objective import Objective

@@ -12,7 +12,8 @@ from lmmkit import build
 from lmmkit.api import HiddenAt, Select, VisionAt
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.fits.rows import FixedRows
-from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.data.micro_batch.laid_out import LaidOut
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model
 from lmmkit.inference.image_attention import image_attention

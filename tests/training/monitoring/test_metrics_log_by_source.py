@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmmkit import build
-from lmmkit.data.packing import read_images
+from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.plan.prepare import prepare
 from lmmkit.training.run import train
 

@@ -10,7 +10,7 @@ import torch
 
 from lmmkit.api import Ctx, HiddenAt, HiddenMean, Loss, Ragged, Sample, Select, View
 from lmmkit.api.batch import RowGather
-from lmmkit.data.labels import item_labels, join_labels
+from lmmkit.data.micro_batch.labels import item_labels, join_labels
 from lmmkit.data.pipeline import cut
 from lmmkit.data.step_transfer import from_block, to_block
 from lmmkit.errors import UserError
