@@ -114,7 +114,7 @@ class LMM(nn.Module):
     def see(self, batch: Batch) -> Seen:
         """Returns the encoder's output for all images of a batch, from one pass.
 
-        Ranks that an encoder is sharded over must run it equally often, whatever kinds of images they have.
+        Ranks that an encoder is sharded over must run it equally often, also if they have unlike kinds of images.
         """
         if batch.patches is None:
             return Seen(self.encode(batch.pixels_ICXY))
