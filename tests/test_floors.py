@@ -75,10 +75,10 @@ FLOORS: dict[str, str] = {
         object_lists official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
-        table_names table_schema parquet_records
+        patterns table_names table_schema parquet_records
     """,
     "lmmkit.data.tables": """
-        table_file
+        arrow_batches table_file
     """,
     "lmmkit.data.text_tokenizers": """
         offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose

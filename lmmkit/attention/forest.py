@@ -133,7 +133,7 @@ def roots(lengths: Sequence[int]) -> Forest:
     return make(enter, np.repeat(ends, n), enter - np.repeat(ends - n, n))
 
 
-def blocks(lengths: Sequence[int]) -> Forest:
+def blocks(lengths: Sequence[int] | np.ndarray) -> Forest:
     """Returns the forest of packed images: the rows of each see each other, one image after the other in memory.
 
     No block begins at a number where another ends, so that each is one run.

@@ -20,7 +20,8 @@ from lmmkit.data.convert.table_writer import TableWriter
 from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import LISTED, Records
 from lmmkit.data.tables.table_file import in_order, require_pyarrow
-from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors import MachineError, Problem, UserError, raise_all
+from lmmkit.errors.commands import CANNOT_WRITE
 from lmmkit.errors.data import CONVERT_IMAGES, CONVERT_NOT_EMPTY, IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY
 from lmmkit.progress import counted
 from lmmkit.runs.files import write_aside, write_json_atomic
@@ -70,10 +71,10 @@ def convert_records(records: Records, to: Path, form: TargetForm, copy: bool | N
         _refuse_images(records, bad, report)
         report.recipe = {"kind": "messages" if form == "parquet" else form.partition("-")[0]}
         report.recipe["records"] = str(to / writer.name)
-        if form not in ("parquet", "webdataset") and copy:
-            report.recipe["images"] = str(to)
-        elif not copy and records.indexed.image_folder:
+        if not copy and records.indexed.image_folder:
             report.recipe["images"] = records.indexed.image_folder
+        elif form not in ("parquet", "webdataset"):
+            report.recipe["images"] = str(to)
         write_json_atomic(aside / "report.json", report.as_json())
         if report.refused:
             lines = "".join(json.dumps(each._asdict()) + "\n" for each in report.refused)
@@ -85,7 +86,7 @@ def require_target(to: Path, form: TargetForm, copy: bool | None) -> None:
     """Checks what can be known before a source is read; the arguments are those of `convert_records`.
 
     Raises `UserError` if the folder is not empty or the form cannot name files of images, `MachineError` if pyarrow is
-    missing for `parquet`, and `OSError` if there can be no new folder at the place.
+    missing for `parquet` or there can be no new folder at the place.
     """
     problems = []
     if copy is False and form == "webdataset":
@@ -96,8 +97,11 @@ def require_target(to: Path, form: TargetForm, copy: bool | None) -> None:
     if form == "parquet":
         require_pyarrow("parquet")
     above = next(folder for folder in to.absolute().parents if folder.exists())
-    with TemporaryDirectory(prefix=".lmmkit-", dir=above):
-        pass
+    try:
+        with TemporaryDirectory(prefix=".lmmkit-", dir=above):
+            pass
+    except OSError as error:
+        raise MachineError(CANNOT_WRITE.at(str(to), got=f"{error.strerror or error}, in {above}")) from error
 
 
 def _taken(to: Path) -> str | None:

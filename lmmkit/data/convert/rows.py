@@ -111,17 +111,22 @@ def _kept(
     for key, value in others.items():
         if key in taken:
             lost.append(f"`{key}`{of}: this form has another `{key}`")
-        elif not all_finite(value):
-            lost.append(f"`{key[:40]}`{of}: a number that is not finite")
+        elif (reason := unfit(value)) is not None:
+            lost.append(f"`{key[:40]}`{of}: {reason}")
         else:
             found[key] = value
     return found
 
 
-def all_finite(value: object) -> bool:
-    """Returns whether all numbers in a value are finite, as JSON has them."""
-    if isinstance(value, dict):
-        return all(map(all_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(all_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+def unfit(value: object) -> str | None:
+    """Returns why JSON cannot contain a value; None if it can."""
+    if isinstance(value, dict | list | tuple):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((reason for reason in map(unfit, parts) if reason is not None), None)
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "a number that is not finite"
+    return (
+        None
+        if value is None or isinstance(value, str | int)
+        else f"a {type(value).__name__}, no value of JSON"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lmmkit.data.convert.rows import ROLES, Row, all_finite
+from lmmkit.data.convert.rows import ROLES, Row, unfit
 from lmmkit.data.convert.table_columns import TableColumns
 from lmmkit.data.image_files.image_file import read_bytes
 
@@ -64,10 +64,10 @@ class TableWriter:
         """Returns the other keys that have a column."""
         lost += [f"`{key[:40]}`{of}: {reasons[key]}" for key in others if key not in types]
         lost += [
-            f"`{key[:40]}`{of}: a number that is not finite"
-            for key, each in others.items() if key in types and not all_finite(each)
+            f"`{key[:40]}`{of}: {reason}"
+            for key, each in others.items() if key in types and (reason := unfit(each)) is not None
         ]  # fmt: skip
-        return {key: each for key, each in others.items() if key in types and all_finite(each)}
+        return {key: each for key, each in others.items() if key in types and unfit(each) is None}
 
     def _flush(self) -> None:
         import pyarrow as arrow

@@ -156,12 +156,16 @@ def small_image(path: File, most: int) -> Pil.Image:
 
 
 def read_bytes(image: Image) -> tuple[bytes, str]:
-    """Returns the file of an image, and its format as Pillow names it. Raises `UserError` as `check_header` does."""
+    """Returns the file of an image, and its format, one of `FORMATS`. Raises `UserError` as `check_header` does."""
     name = image_place(image)
     with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
         _check_size(name, *opened.size, "crop")
         data.seek(0)
-        return data.read(), str(opened.format)
+        format = str(opened.format)
+        return (
+            data.read(),
+            "JPEG" if format == "MPO" else format,
+        )  # a JPEG of a camera, with further ones behind it
 
 
 def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:

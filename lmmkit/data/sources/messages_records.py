@@ -80,12 +80,12 @@ class _Form:
                 names[part] = found
             elif part in self.columns and self.columns[part] not in raw.value:  # type: ignore[operator]
                 self.notes.append(f"no column `{self.columns[part][:40]}`, which `columns` names")
-        messages = record.get(names.get("messages", ""), [])
+        messages = record[names["messages"]] if "messages" in names else []
         if self.problems or not isinstance(messages, list):
             if not self.problems:
                 self.wrong(RECORDS_TURNS, names["messages"], f"`{names['messages']}` {value_kind(messages)}")
             return raw._replace(problems=tuple(self.problems))
-        images = record.get(names.get("images", ""), [])
+        images = record[names["images"]] if "images" in names else []
         self.given = images if isinstance(images, list) else [images]
         turns = self.turns(messages, names["messages"])
         value = {

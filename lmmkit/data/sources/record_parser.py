@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lmmkit.api.sample import Role, Turn
 from lmmkit.data.image_markers import MARKER, with_images
@@ -263,6 +263,7 @@ class RecordParser:
             self.wrong(SYSTEM, "conversations.0", "another system prompt than in `system`")
         self.system = self.system or found
         self.words += len(found.split())
+        self.weight(value, "system", 0)
         return 1
 
     def turn(self, value: object, i: int) -> Turn | None:
@@ -292,16 +293,17 @@ class RecordParser:
             return Turn(_ROLES[who], text, supervised=self.weight(value, _ROLES[who], i))
         return None
 
-    def weight(self, turn: Mapping[str, object], role: Role, i: int) -> bool:
+    def weight(self, turn: Mapping[str, object], role: Role | Literal["system"], i: int) -> bool:
         """Returns whether turn i is to be learned: its weight is 1, or it has none."""
         given = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None}
         for key, value in given.items():
             if value not in (0, 1):
                 shown = str(value) if isinstance(value, int | float) else value_kind(value)
                 self.wrong(TURN_WEIGHT, f"conversations.{i}.{key}", f"turn {i} `{key}` {shown}")
-            elif value and role == "user":
-                self.notes.append(f"`{key}` of a question is not read")
-        return role == "user" or all(given.values())
+            elif value and role != "assistant":
+                what = "a question" if role == "user" else "a system prompt"
+                self.notes.append(f"`{key}` of {what} is not read")
+        return role != "assistant" or all(given.values())
 
     def order(self, turns: list[Turn]) -> None:
         """Checks that questions and answers alternate and that every question has an answer."""

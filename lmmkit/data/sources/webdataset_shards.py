@@ -8,7 +8,6 @@ order is a function of position, as for JSON. Images are read from the shards; n
 from __future__ import annotations
 
 import array
-import glob
 import itertools
 import math
 import os
@@ -26,6 +25,7 @@ from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.json_stream import MAX_RECORD
+from lmmkit.data.sources.tables.patterns import is_pattern, matching
 from lmmkit.data.sources.tar_members import Member, members
 from lmmkit.errors import LmmkitError, MachineError, Problem, UserError
 from lmmkit.errors.data import LONG, NO_WEBDATASET, RECORDS_FILE, RECORDS_SHARD
@@ -109,14 +109,15 @@ def _named(pattern: Path) -> list[Path]:
         raise _refused(pattern, str(error), "a pattern of shards") from error
     if many or len(names) > MAX_SHARDS:
         raise _refused(pattern, f"more than {MAX_SHARDS} names", f"at most {MAX_SHARDS}")
-    found = [path for name in names for path in (sorted(glob.glob(name)) if _wild(name) else [name])]
+    paths = [Path(name) for name in names]
+    found = [each for path in paths for each in (matching(path) if _wild(path) else [path])]
     if not found:
         raise _refused(pattern, "no such file", "shards")
-    return [Path(path) for path in found]
+    return found
 
 
-def _wild(name: str) -> bool:
-    return any(mark in name for mark in "*?[")
+def _wild(path: Path) -> bool:
+    return is_pattern(str(path)) and not path.exists()
 
 
 def _package(name: str):

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from itertools import accumulate
 from typing import Any
 
+from lmmkit.data.tables.arrow_batches import read_batches
 from lmmkit.errors import LmmkitError, MachineError, UserError
 from lmmkit.errors.data import NO_PYARROW, RECORDS_FILE, TABLE_COLUMNS, TABLE_FILE
 
@@ -24,7 +25,6 @@ PIECE = 32  # records that are read at a time
 IMAGES = 4  # the same for columns of images
 _BUFFER = 2**17
 _OPEN = 16  # files that a process keeps open
-_FEATHER = b"ARROW1"
 
 
 class _Pieces:
@@ -170,19 +170,9 @@ class _Parquet(TableFile):
 
 class _Arrow(TableFile):
     def __init__(self, path: str) -> None:
-        import pyarrow as arrow
-
         self.path = path
-        with open(path, "rb") as file:
-            feather = file.read(len(_FEATHER)) == _FEATHER
-        source = arrow.memory_map(path)
-        if feather:
-            opened = arrow.ipc.open_file(source)
-            self.batches = [opened.get_batch(i) for i in range(opened.num_record_batches)]
-        else:
-            opened = arrow.ipc.open_stream(source)
-            self.batches = list(opened)
-        self.types = _types(path, opened.schema)
+        schema, self.batches = read_batches(path)
+        self.types = _types(path, schema)
         self.sizes = [batch.num_rows for batch in self.batches]
 
     def pieces(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:

@@ -20,8 +20,10 @@ from lmmkit.recipe import ConnectorConfig, Recipe, Vision, VisionScratch, Vision
 
 def _fits(recipe: Recipe) -> dict[str, ImageFit]:
     """Returns how images are treated, by the key of the recipe."""
-    fits = {f"data.{name}.image_fit": source.image_fit for name, source in recipe.data.items()}
-    return {"model.chat.image_fit": recipe.model.chat.image_fit, **fits}
+    fits: dict[str, ImageFit] = {"model.chat.image_fit": recipe.model.chat.image_fit}
+    for name, source in recipe.data.items():
+        fits[f"data.{name}.image_fit"] = source.image_fit
+    return fits
 
 
 def fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:

@@ -51,7 +51,21 @@ def test_terminal_codes_in_a_problem_are_not_printed(capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["ENOSPC", "EROFS", "EACCES", "EDQUOT", "ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG", "ELOOP", "EBUSY"],
+    [
+        "ENOSPC",
+        "EROFS",
+        "EACCES",
+        "EDQUOT",
+        "ENOTDIR",
+        "EEXIST",
+        "EISDIR",
+        "ENAMETOOLONG",
+        "ELOOP",
+        "EBUSY",
+        "EIO",
+        "ESTALE",
+        "EMFILE",
+    ],
 )
 def test_a_file_that_the_system_refuses_is_a_problem_of_the_machine(capsys, name):
     @common.reporting

@@ -1,11 +1,15 @@
 """Data sets in another form: the same training samples there and back, and a count of what is not carried."""
 
+import datetime
+import decimal
+import errno
 import json
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image as Pil
 
 from lmmkit.data.convert import convert_records as convert_module
 from lmmkit.data.convert.convert_records import convert_records
@@ -13,7 +17,9 @@ from lmmkit.data.convert.source_kind import source_kind
 from lmmkit.data.image_files.image_file import read_bytes
 from lmmkit.data.sources.bad_records import STRICT, Policy
 from lmmkit.data.sources.records import open_records
-from lmmkit.errors import UserError
+from lmmkit.errors import MachineError, UserError
+from lmmkit.recipe.rules import check_source
+from lmmkit.recipe.stage import Source
 from lmmkit.runs import files
 from tests.data.sources.joined.test_joined_records import coco, vqa
 from tests.data.sources.test_messages_records import PAIRS
@@ -341,3 +347,79 @@ def test_kinds_are_found(folder):
     assert source_kind(folder, None) == source_kind(folder / "*.parquet", None) == "messages"
     with pytest.raises(UserError):
         source_kind(folder / "none.json", None)
+
+
+VALUES = {
+    "when": datetime.datetime(2024, 1, 2), "day": datetime.date(2024, 1, 2), "took": datetime.timedelta(1),
+    "cost": decimal.Decimal("1.5"), "parts": [datetime.date(2024, 1, 2)], "map": [("a", float("nan"))],
+    "deep": {"x": {"y": decimal.Decimal(1)}}, "fine": "x", "binary": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_values_that_a_form_lacks_are_counted(folder, form):
+    """Converts turns of a table, which may have fields of any type."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    turn = [{"role": who, "content": who, **VALUES} for who in ("user", "assistant")]
+    of_maps = arrow.map_(arrow.string(), arrow.float64())
+    plain = arrow.array([{key: value for key, value in each.items() if key != "map"} for each in turn])
+    fields = [*plain.type, arrow.field("map", of_maps)]
+    messages = arrow.array([turn], arrow.list_(arrow.struct(fields)))
+    parquet.write_table(arrow.table({"messages": messages}), folder / "t.parquet")
+    records = opened(folder / "t.parquet")
+    report = convert_records(records, folder / "new", form, copy=None)
+    assert {key.partition("`")[2].partition("`")[0] for key in report.lost} == set(VALUES) - {
+        "fine",
+        "binary",
+    }
+    assert set(report.lost.values()) == {1} and "`map` of a turn" in str(report.lost)
+    new = reopened(report)
+    assert [content(sample) for sample in new] == [content(sample) for sample in records]
+    again = convert_records(new, folder / "again", "messages", copy=None)
+    (value,) = json.loads((folder / "again" / "records.json").read_text())
+    assert (
+        value["messages"][0] == {"role": "user", "content": "user", "fine": "x", "binary": 3}
+        and not again.lost
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_photos_of_cameras_that_store_several_images(folder, form):
+    """Converts a JPEG to which Pillow gives a format of its own."""
+    (folder / "pool").mkdir()
+    noisy_image(20, 10, 1).save(
+        folder / "pool/a.jpg", "MPO", save_all=True, append_images=[noisy_image(10, 5, 2)]
+    )
+    with Pil.open(folder / "pool/a.jpg") as image:
+        assert image.format == "MPO"
+    records = opened(_written(folder / "r.json", [BASE[0] | {"image": "a.jpg"}]), folder / "pool")
+    report = convert_records(records, folder / "new", form, copy=True)
+    assert [content(sample) for sample in reopened(report)] == [content(sample) for sample in records]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_keys_that_a_conversion_prints_are_those_of_a_source(folder, pool, form):
+    """Converts records without images too, whose source has no folder of images."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    parquet.write_table(arrow.table({"messages": [turn]}), folder / "t.parquet")
+    for name, records in (
+        ("t", opened(folder / "t.parquet")),
+        ("b", opened(_written(folder / "b.json", BASE), pool)),
+    ):
+        report = convert_records(records, folder / name, form, copy=None)
+        source = Source(**report.recipe, template="vicuna_v1", image_fit="pad")
+        assert not list(check_source(source, "data.s", None))
+
+
+def test_a_place_that_the_system_refuses_is_a_fault_of_the_machine(base, folder, monkeypatch):
+    for code in (errno.ENOENT, errno.EIO, errno.EACCES, errno.ENOTDIR):
+
+        def refuse(*args, code=code, **kwargs):
+            raise OSError(code, "refused")
+
+        monkeypatch.setattr(convert_module, "TemporaryDirectory", refuse)
+        with pytest.raises(MachineError) as error:
+            convert_records(base, folder / "new", "llava", copy=True)
+        (problem,) = error.value.problems
+        assert problem.code == "files/cannot-write" and problem.where == str(folder / "new")

@@ -226,3 +226,28 @@ def test_batches_are_those_of_the_same_records_in_llava_s_form(tiny, scenes, tmp
     )
     for a, b in zip(ours, theirs, strict=True):
         assert a.views == b.views and (a.id_T == b.id_T).all() and (a.pixels_ICXY == b.pixels_ICXY).all()
+
+
+def test_a_key_without_a_name_is_another_key(folder):
+    """Reads the key that csv gives to a column of numbers: it is neither the images nor the turns."""
+    (sample,) = opened(folder, [asked(text("Hi")) | {"": 7}])
+    assert (sample.images, sample.meta) == ((), {"": 7})
+    (found,) = problems(folder, [{"": asked()["messages"]}])
+    assert found.code == "records/columns"
+
+
+@pytest.mark.parametrize("kind", ["messages", "llava"])
+def test_the_weight_of_a_system_prompt_is_checked(folder, kind):
+    role, content, turns = (
+        ("from", "value", "conversations") if kind == "llava" else ("role", "content", "messages")
+    )
+    users = ("human", "gpt") if kind == "llava" else ("user", "assistant")
+    rest = [{role: who, content: "x"} for who in users]
+    for key, value in (("weight", "high"), ("train", [1]), ("loss", {"a": 1}), ("weight", 2)):
+        (found,) = problems(folder, [{turns: [{role: "system", content: "S", key: value}, *rest]}], kind=kind)
+        assert found.code == "records/turn-weight" and f"turn 0 `{key}`" in found.got
+    for value, notes in ((0, {}), (None, {}), (True, {"`weight` of a system prompt is not read": 1})):
+        records = opened(
+            folder, [{turns: [{role: "system", content: "S", "weight": value}, *rest]}], kind=kind
+        )
+        assert records[0].system == "S" and records.notes == notes

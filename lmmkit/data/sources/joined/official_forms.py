@@ -13,7 +13,7 @@ from lmmkit.data.image_markers import MARKER
 from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.record_keys import OWN_KEYS
 from lmmkit.errors import Problem
-from lmmkit.errors.data import OFFICIAL_ENTRY
+from lmmkit.errors.data import OFFICIAL_ENTRY, TYPE
 
 ASK_SHORT = "Answer the question using a single word or phrase."
 
@@ -51,7 +51,7 @@ class CocoCaptions(OfficialForm):
             **_turns(MARKER, entry.get("caption")),
         }
         rest = {**_others(other, "id", "file_name"), **_others(entry, "id", "caption")}
-        names = {"image": "images.file_name", "conversations": "annotations", "value": "caption"}
+        names = {"image": "images.file_name", "value": "caption", **_entry_names("annotations", raw)}
         return raw._replace(value=value | rest, notes=_passed_over(entry, "id"), names=names)
 
 
@@ -82,6 +82,14 @@ class VqaQuestions(OfficialForm):
         right = other.get("multiple_choice_answer")
         if right is None and answers:
             right = Counter(answers).most_common(1)[0][0]
+        if not isinstance(question, str):
+            problem = TYPE.at("", got=f"`question` {_shown(question)}", expected="a string")
+            problems.append((f"questions.{raw.index}.question", problem))
+        if not isinstance(right, str):
+            got = "no answer" if right is None else f"`multiple_choice_answer` {_shown(right)}"
+            expected = "the text `multiple_choice_answer` of its annotation, or a text in `answers`"
+            problem = TYPE.at("", got=got, expected=expected)
+            problems.append(("annotations.multiple_choice_answer", problem))
         asked = (
             f"{MARKER}\n{question}\n{ASK_SHORT}"
             if isinstance(question, str) and question.strip()
@@ -93,7 +101,7 @@ class VqaQuestions(OfficialForm):
         if answers:
             rest["answers"] = answers
         notes = (*_passed_over(entry, "image"), *_passed_over(other), *lost)
-        names = {"image": "questions.image", "conversations": "questions"}
+        names = {"image": "questions.image", **_entry_names("questions", raw)}
         return raw._replace(value=value | rest, problems=tuple(problems), notes=notes, names=names)
 
 
@@ -124,6 +132,11 @@ def _answers(value: object) -> tuple[list[str], list[str]]:
     if value is not None and not isinstance(value, list):
         notes.append("`answers`, which is no list, is not read")
     return texts, list(dict.fromkeys(notes))
+
+
+def _entry_names(asked: str, raw: RawRecord) -> dict[str, str]:
+    """Returns the names that the turns of a record have in its file: its entry in the list `asked`."""
+    return {"conversations": asked, "0": str(raw.index), "1": str(raw.index)}
 
 
 def _shown(value: object) -> str:

@@ -51,8 +51,7 @@ class TableRecords(JsonRecords):
                 raise UserError(RECORDS_CHANGED.at(str(path), got="another size or time of change"))
         cells = open_table(str(path)).read(row, self.how.texts)
         embedded = self._cells(i)
-        column = self.how.parts.get("images", "")
-        images = _names(cells.get(column), frozenset(embedded), max(embedded, default=-1) + 1)
+        images = _names(self.how.cell(cells), frozenset(embedded), max(embedded, default=-1) + 1)
         return self.how.record(RawRecord(int(at["number"]), int(at["line"])), cells, images)
 
     @property
@@ -203,11 +202,11 @@ class _Pass:
             builder.refuse(raw, [("", TABLE_TEXT.at("", got=cells))], number, "")
             return
         if inside is None:
-            cell = _listed(cells.get(self.how.parts.get("images", "")))
+            cell = _listed(self.how.cell(cells))
             embedded = frozenset(k for k, each in enumerate(cell) if each is not None)
         else:
             embedded = frozenset(k for k, given in enumerate(inside) if given)
-        images = _names(cells.get(self.how.parts.get("images", "")), embedded, len(inside or ()))
+        images = _names(self.how.cell(cells), embedded, len(inside or ()))
         found = self.how.record(raw, cells, images)
         if (measures := builder.add(found, number)) is None:
             return

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+from lmmkit.data.sources.tables.patterns import is_pattern, matching
 from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_FILE
 
 KINDS = (".parquet", ".arrow")
 JSON_KINDS = (".json", ".jsonl")
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-_NUMBERED = re.compile(r"(.*)-\d{5}-of-\d{5}")
+_NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?!\d)")
+_CACHE = re.compile(r"cache-([0-9a-f]+)(?:_\d+_of_\d+)?")  # `map` of `datasets` leaves it beside the data
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(?![a-z])", re.IGNORECASE)
 
 
@@ -24,16 +27,17 @@ def is_table(path: Path) -> bool:
 
 
 def table_files(path: Path) -> list[Path]:
-    """Returns the files, in the order of their records. Raises `UserError` if there are none, or if a folder has
-    files of several splits."""
+    """Returns the files, in the order of their records. Raises `UserError` if there are none, if they are not of one
+    data set, or if a folder has files of several splits or lacks some of its numbered files."""
     if "\0" in str(path):
         raise _refused(path, "a NUL in it", "a file, a pattern or a folder")
     if path.is_dir():
         return _of_folder(path)
-    if any(mark in str(path) for mark in "*?[") and not path.exists():
-        found = [Path(name) for name in sorted(glob.glob(str(path)))]
+    if is_pattern(str(path)) and not path.exists():
+        found = matching(path)
         if not found:
             raise _refused(path, "no such file", "parquet or Arrow files")
+        _require_one_set(path, found)
         return found
     return [path]
 
@@ -54,16 +58,60 @@ def _of_folder(folder: Path) -> list[Path]:
         got = f"a folder with the splits {', '.join(inner)[:200]}"
         raise _refused(folder, got, "the folder of one split")
     found = sorted(each for each in folder.iterdir() if each.suffix in KINDS)
+    below = _below(folder)
     if not found:
-        raise _refused(folder, "a folder without parquet or Arrow files", "parquet or Arrow files")
+        got = "a folder without parquet or Arrow files" + f", which are in {below}" * bool(below)
+        raise _refused(folder, got, str(folder / below) if below else "parquet or Arrow files")
     kind = found[0].suffix
+    if below:
+        got = f"a folder with such files and more of them below it, in {below}"
+        raise _refused(folder, got, f"a pattern: {folder}/*{kind} for the first, {folder}/**/*{kind} for all")
     if any(each.suffix != kind for each in found):
         raise _refused(folder, "a folder with parquet and Arrow files", f"one kind, such as {folder}/*{kind}")
     splits = sorted({_split(each.stem) for each in found} - {""})
     if len(splits) > 1:
         got = f"files of the splits {', '.join(splits)[:200]}"
         raise _refused(folder, got, f"one split, such as {folder / splits[-1]}*{kind}")
+    for total, numbers in _require_one_set(folder, found).values():
+        first = int(total in numbers)  # some count from 1
+        if absent := sorted(set(range(first, first + total)) - set(numbers)):
+            got = f"{len(numbers)} of {total} numbered files: number {absent[0]:05d} is the first that is not there"
+            raise _refused(folder, got, f"all of them, or a pattern that names some: {folder}/*{kind}")
     return found
+
+
+def _below(folder: Path) -> str:
+    """Returns the first folder below a folder that contains tables; "" without one."""
+    for at, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if at != str(folder) and any(name.endswith(KINDS) and not name.startswith(".") for name in files):
+            return os.path.relpath(at, folder)
+    return ""
+
+
+def _require_one_set(where: Path, found: Sequence[Path]) -> dict[str, tuple[int, list[int]]]:
+    """Returns by their beginning how many numbered files there should be, and the numbers of those that are there.
+
+    Raises `UserError` for files that repeat the records of others: those of another number of files, two of one
+    number, and what `datasets` keeps beside its data.
+    """
+    kept = {named[1]: path.name for path in found if (named := _CACHE.fullmatch(path.stem))}
+    if len(kept) > 1 or (kept and not all(_CACHE.fullmatch(path.stem) for path in found)):
+        got = f"{min(kept.values())} among other files, which `datasets` keeps of data that it changed"
+        raise _refused(where, got, "a pattern that leaves it out, or names only it")
+    totals, numbers = dict[str, int](), defaultdict[str, list[int]](list)
+    for path in found:
+        if not (named := _NUMBERED.match(path.stem)):
+            continue
+        begin, number, total = str(path.parent / named[1]), int(named[2]), int(named[3])
+        if totals.setdefault(begin, total) != total:
+            got = f"files of {totals[begin]} and of {total} `{named[1]}`"
+            raise _refused(where, got, f"those of one set, such as {begin}-*-of-{total:05d}*")
+        if number in numbers[begin]:
+            got = f"two files with the number {number:05d} of `{named[1]}`, such as {path.name}"
+            raise _refused(where, got, "one file of each number")
+        numbers[begin].append(number)
+    return {begin: (total, numbers[begin]) for begin, total in totals.items()}
 
 
 def _split(stem: str) -> str:
@@ -78,9 +126,13 @@ def _of_state(folder: Path) -> list[Path]:
     try:
         state = json.loads((folder / _STATE).read_bytes())
         names = [each["filename"] for each in state["_data_files"]]
+        indices = state.get("_indices_data_files")
         good = all(type(name) is str and os.path.basename(name) == name != "" for name in names)
     except (OSError, ValueError, KeyError, TypeError):
-        good, names = False, []
+        good, names, indices = False, [], None
+    if indices:
+        got = "a selection of the records in a file of indices, as old versions of `datasets` wrote it"
+        raise _refused(folder / _STATE, got, "a folder that `save_to_disk` of a present version has written")
     if not good or not names:
         raise _refused(
             folder / _STATE, "no names of data files", "the list `_data_files` that `save_to_disk` writes"

@@ -18,11 +18,13 @@ from lmmkit.errors.data import RECORDS_IMAGES, TABLE_COLUMNS
 
 EMBEDDED = re.compile(r"([0-9]{1,6})\.bytes")  # how a record in LLaVA's form names an image of its cell
 _TEXT = "(?:large_)?string(?:_view)?"
+_BYTES = "(?:large_)?binary(?:_view)?"
 _SIMPLE = f"(?:{_TEXT}|bool|u?int(?:8|16|32|64)|float|double|halffloat)"
 _KEPT = re.compile(rf"{_SIMPLE}|(?:large_)?list<\w+: {_SIMPLE}(?: not null)?>")
 _ITEM = re.compile(r"list<\w+:")  # writers name the items of a list differently
+_CODED = re.compile(r"dictionary<values=(\w+), indices=\w+, ordered=\w+>")  # read as its values
 _LIST = re.compile(r"(?:large_)?list<\w+: (.*?)(?: not null)?>")
-_FIELD = rf"(?:bytes: (?:large_)?binary|path: {_TEXT}|(?:bytes|path): null)(?: not null)?"
+_FIELD = rf"(?:bytes: {_BYTES}|path: {_TEXT}|(?:bytes|path): null)(?: not null)?"
 _STRUCT = re.compile(rf"struct<((?:{_FIELD}(?:, )?){{1,2}})>")
 
 
@@ -53,6 +55,10 @@ class Reading:
         if images is None or self.image == "binary":
             return found
         return [*found, images if self.image == "string" else f"{images}.path"]
+
+    def cell(self, cells: Mapping[str, Any]) -> Any:
+        """Returns the cell of a record's images without their bytes; None if there is none."""
+        return cells.get(self.parts["images"]) if "images" in self.parts else None
 
     def record(self, raw: RawRecord, cells: Mapping[str, Any], images: Sequence[object]) -> RawRecord:
         """Returns the record that `cells` contain, in LLaVA's form, with the names of its `images`."""
@@ -85,7 +91,7 @@ def reading_of(files: Sequence[Path], columns: Mapping[str, str], *, folder: boo
     for path in files:
         try:
             table = open_table(str(path))
-            types = {name: _ITEM.sub("list<item:", str(kind)) for name, kind in table.types.items()}
+            types = {name: _ITEM.sub("list<item:", _kind(each)) for name, each in table.types.items()}
             if first is None:
                 first, how = types, _reading(table, columns, folder)
         except UserError as error:
@@ -122,8 +128,8 @@ def _reading(table: TableFile, columns: Mapping[str, str], folder: bool) -> Read
             )
     image, fields = "", ()
     for part, name in parts.items():
-        kind = str(table.types[name])
-        if part == "messages" and (not kind.startswith(("list<", "large_list<")) or "binary" in kind):
+        kind = _kind(table.types[name])
+        if part == "messages" and (not _LIST.fullmatch(kind) or _has_bytes(table.types[name])):
             expected = "a list of turns without images, which have a column of their own"
             problems.append(
                 TABLE_COLUMNS.at(table.path, got=f"column `{name}` of type {kind[:200]}", expected=expected)
@@ -138,8 +144,12 @@ def _reading(table: TableFile, columns: Mapping[str, str], folder: bool) -> Read
                     )
                 )
     raise_all(problems)
-    others = [name for name in table.types if name not in parts.values() and name not in OWN_KEYS]
-    kept = tuple(name for name in others if _KEPT.fullmatch(str(table.types[name])))
+    kinds = {name: _kind(each) for name, each in table.types.items()}
+    others = [
+        name for name, kind in kinds.items()
+        if name not in parts.values() and name not in OWN_KEYS and kind != "null"
+    ]  # fmt: skip
+    kept = tuple(name for name in others if _KEPT.fullmatch(kinds[name]))
     notes = [
         f"`{name[:40]}` is not kept: it is no text, number or list of them"
         for name in others
@@ -163,9 +173,26 @@ def _image_type(kind: str) -> tuple[str, tuple[str, ...]]:
         if fields == ("bytes",):
             return "binary", fields
         return ("struct" if "bytes" in fields else "string"), fields
-    if inner in ("binary", "large_binary"):
+    if re.fullmatch(_BYTES, inner):
         return "binary", ()
-    return ("string", ()) if re.fullmatch(_TEXT, inner) else ("", ())
+    return (
+        ("string", ()) if re.fullmatch(f"{_TEXT}|null", inner) else ("", ())
+    )  # null: no record has an image
+
+
+def _kind(type_: Any) -> str:
+    """Returns the type of a column in words; of texts that are stored as numbers in a list of texts, that of a text."""
+    return _CODED.sub(r"\1", str(type_))
+
+
+def _has_bytes(type_: Any) -> bool:
+    """Returns whether a column of this type contains bytes."""
+    import pyarrow as arrow
+
+    if arrow.types.is_struct(type_):
+        return any(_has_bytes(type_.field(i).type) for i in range(type_.num_fields))
+    inner = getattr(type_, "value_type", None)
+    return "binary" in str(type_) if inner is None else _has_bytes(inner)
 
 
 def _plain(value: object) -> object:

@@ -146,8 +146,8 @@ WRONG_CAPTIONS = [
     (lambda v: v["annotations"].append({"id": 1, "image_id": 5, "caption": "x"}), "records/official-entry", "annotations.3.image_id", "5"),
     (lambda v: v["annotations"].append({"id": 1, "caption": "x"}), "records/official-entry", "annotations.3.image_id", "null"),
     (lambda v: v["annotations"].append({"id": 1, "image_id": True, "caption": "x"}), "records/official-entry", "annotations.3.image_id", "true"),
-    (lambda v: v["annotations"].append({"id": 1, "image_id": 1, "bbox": [1]}), "records/wrong-type", "annotations.1.caption", "null"),
-    (lambda v: v["annotations"].append({"id": 1, "image_id": 1, "caption": " "}), "records/no-answer", "annotations.1", "empty"),
+    (lambda v: v["annotations"].append({"id": 1, "image_id": 1, "bbox": [1]}), "records/wrong-type", "annotations.3.caption", "null"),
+    (lambda v: v["annotations"].append({"id": 1, "image_id": 1, "caption": " "}), "records/no-answer", "annotations.3", "empty"),
     (lambda v: v["annotations"].append(3), "records/wrong-type", "", "a number"),
     (lambda v: v["images"].append([]), "records/wrong-type", "", "a list"),
     (lambda v: v["images"].append({"id": 2, "file_name": "x"}), "records/official-entry", "images.2.id", "2 twice"),
@@ -157,13 +157,16 @@ WRONG_CAPTIONS = [
 ]  # fmt: skip
 WRONG_QUESTIONS = [
     (lambda q, a: q["questions"][0].update(question=" "), "records/no-question", "questions.0", "r.json"),
-    (lambda q, a: q["questions"][0].update(question=3), "records/wrong-type", "questions.0.value", "r.json"),
+    (lambda q, a: q["questions"][2].update(question=" "), "records/no-question", "questions.2", "r.json"),
+    (lambda q, a: a["annotations"][2].update(answers=None, multiple_choice_answer=None), "records/wrong-type", "annotations.multiple_choice_answer", "r.json"),
+    (lambda q, a: a["annotations"][2].update(multiple_choice_answer=["cat"]), "records/wrong-type", "annotations.multiple_choice_answer", "r.json"),
+    (lambda q, a: q["questions"][0].update(question=3), "records/wrong-type", "questions.0.question", "r.json"),
     (lambda q, a: a["annotations"].pop(), "records/official-entry", "questions.1.question_id", "r.json"),
     (lambda q, a: a["annotations"][0].update(image_id=9), "records/official-entry", "annotations.image_id", "r.json"),
     (lambda q, a: a["annotations"].append([]), "records/wrong-type", "", "a.json"),
     (lambda q, a: a["annotations"].append({"question_id": [1]}), "records/official-entry", "annotations.3.question_id", "a.json"),
     (lambda q, a: (a.pop("data_subtype"), q["questions"][1].update(image="x")), "records/official-entry", "questions.image_id", "r.json"),
-    (lambda q, a: a["annotations"][0].update(answers=[], multiple_choice_answer=""), "records/no-answer", "questions.1", "r.json"),
+    (lambda q, a: a["annotations"][0].update(answers=[], multiple_choice_answer=""), "records/no-answer", "questions.2", "r.json"),
 ]  # fmt: skip
 
 

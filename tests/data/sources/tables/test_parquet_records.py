@@ -195,6 +195,63 @@ def test_a_field_of_images_that_no_record_has_is_absent(folder, name, field):
         opened(written(path, columns, format=name), images=folder / "images")
 
 
+CODED = pa.dictionary(pa.int32(), pa.string())
+VIEWS = pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())])
+VIEW_TURNS = pa.list_(pa.struct([("role", pa.string_view()), ("content", pa.string_view())]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_texts_in_a_list_of_values_and_views_are_read(folder, name):
+    """Reads what pandas writes of categories, and polars of all texts and bytes."""
+    (folder / "images" / "a.png").write_bytes(png(0))
+    path = folder / ("r.arrow" if name == "feather" else name)
+    columns = {
+        "messages": talks(3), "image": pa.array(["a.png", None, "a.png"], CODED), "topic": pa.array(["x", "y", "x"], CODED),
+        "id": pa.array(["k", "l", "m"], CODED),
+    }  # fmt: skip
+    columns["messages"] = pa.array([talk("<image>What?"), talk("Hi"), talk("<image>What?")], TURNS)
+    records = opened(written(path, columns, format=name), images=folder / "images")
+    assert [(s.key, s.meta, len(s.images)) for s in records] == [
+        ("set:k", {"topic": "x"}, 1), ("set:l", {"topic": "y"}, 0), ("set:m", {"topic": "x"}, 1),
+    ]  # fmt: skip
+    assert records.notes == {}
+    if name == "r.parquet":
+        return  # pyarrow cannot write views in it
+    columns = {
+        "messages": pa.array(talks(3).to_pylist(), VIEW_TURNS),
+        "images": pa.array(cells(3).to_pylist(), pa.list_(VIEWS)), "tag": pa.array(["x"] * 3, pa.string_view()),
+    }  # fmt: skip
+    records = opened(written(path, columns, format=name))
+    assert [(s.turns[0].text, s.meta) for s in records] == [(f"What {i}?", {"tag": "x"}) for i in range(3)]
+    assert [read_bytes(s.images[0])[0] for s in records] == [png(i) for i in range(3)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("kind", [pa.null(), pa.list_(pa.null())])
+def test_a_column_of_images_in_which_no_record_has_one(folder, name, kind):
+    """Reads what `datasets` and pandas write if all records have an empty list, or nothing."""
+    path = folder / ("r.arrow" if name == "feather" else name)
+    nothing = [None, None if pa.types.is_null(kind) else []]
+    columns = {"messages": talks(2, "Hi {}"), "images": pa.array(nothing, kind), "note": pa.nulls(2)}
+    columns["messages"] = pa.array([talk("Hi"), talk("Ho")], TURNS)
+    records = opened(written(path, columns, format=name))
+    assert [s.turns[0].text for s in records] == ["Hi", "Ho"] and all(s.images == () for s in records)
+    assert records.notes == {}
+    columns["messages"] = pa.array([talk("Hi"), talk("<image>Ho")], TURNS)
+    (found,) = problems(written(path, columns, format=name))
+    assert found.code == "records/image-markers" and found.where.startswith(f"{path}:2 ")
+
+
+def test_names_of_fields_and_columns_have_no_meaning_of_types(folder):
+    turn = [each | {"is_binary": True} for each in talk("Hi")]
+    columns = {"messages": pa.array([turn]), "": pa.array(["x.png"])}
+    (sample,) = opened(written(folder / "r.parquet", columns))
+    assert (sample.turns[0].text, sample.images, sample.meta) == ("Hi", (), {"": "x.png"})
+    turn = [{"role": "user", "content": "Hi", "more": [{"x": b"y"}]}, *talk("")[1:]]
+    (found,) = problems(written(folder / "r.parquet", {"messages": pa.array([turn])}))
+    assert found.code == "records/table-columns" and "without images" in found.expected
+
+
 def test_content_parts_choose_images_by_number(folder):
     part = {"type": "image", "text": None}
     turns = [

@@ -1,0 +1,40 @@
+"""Patterns: files of folders below, names with marks in them, and one file under two names."""
+
+import pytest
+
+from lmmkit.data.sources.tables.patterns import is_pattern, matching
+from lmmkit.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tar", "x/b.tar", "x/y/c.tar", "set [v2]/d.tar", "set v/e.tar", "n.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_files_that_match(folder, absolute):
+    begin = folder if absolute else folder.relative_to(folder)
+    for pattern, names in (
+        ("*.tar", ["a.tar"]), ("x/*.tar", ["x/b.tar"]), ("*/*.tar", ["set [v2]/d.tar", "set v/e.tar", "x/b.tar"]),
+        ("x/**/*.tar", ["x/b.tar", "x/y/c.tar"]), ("**/[ac].tar", ["a.tar", "x/y/c.tar"]), ("none/*.tar", []),
+        ("set [v2]/*.tar", ["set [v2]/d.tar"]), ("set [v]/*.tar", ["set v/e.tar"]), ("?.tar", ["a.tar"]),
+    ):  # fmt: skip
+        assert matching(begin / pattern) == [begin / name for name in names], pattern
+    assert is_pattern("a?") and not is_pattern("a{0..3}.tar")
+
+
+def test_one_file_under_two_names_is_refused(folder):
+    (folder / "x" / "again").symlink_to(folder / "x" / "y")
+    with pytest.raises(UserError) as error:
+        matching(folder / "x" / "**" / "*.tar")
+    (problem,) = error.value.problems
+    assert problem.code == "records/file" and "c.tar" in problem.got and "again" in problem.got
+    (folder / "loop").symlink_to(folder)
+    with pytest.raises(UserError):
+        matching(folder / "**" / "*.tar")
+    assert matching(folder / "*.tar") == [folder / "a.tar"]
