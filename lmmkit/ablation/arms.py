@@ -45,30 +45,30 @@ def read_arms(file: GridFile) -> list[Arm]:
     return arms
 
 
-def equal_problems(trainings: Mapping[tuple[str, str], Any]) -> Iterator[Problem]:
+def equal_problems(trainings: Sequence[tuple[Arm, Any]]) -> Iterator[Problem]:
     """Yields a problem for each variant that trains like the base or like an earlier variant.
 
-    `trainings`: by name and key of each arm, the base first, what is compared.
+    `trainings`: the arms, the base first, and what is compared of each.
     """
-    (_, base), *others = trainings.items()
-    for i, ((name, where), training) in enumerate(others):
+    (_, base), *others = trainings
+    for i, (arm, training) in enumerate(others):
+        name, where = arm.name, arm.where
         if training == base:
             yield NO_CHANGE.at(where, got=f"`{name}`, which trains like the base")
             continue
-        same = next((earlier for (earlier, _), other in others[:i] if other == training), None)
+        same = next((earlier.name for earlier, other in others[:i] if other == training), None)
         if same is not None:
             yield EQUAL_VARIANTS.at(where, got=f"`{name}`, which trains like `{same}`")
 
 
-def _trainings(arms: Sequence[Arm]) -> dict[tuple[str, str], Any]:
+def _trainings(arms: Sequence[Arm]) -> list[tuple[Arm, Any]]:
     """Returns what the recipe of each arm sets for training, but for the seed, which the grid sets. The order of keys
     counts, as sums of floats depend on it."""
-    found = {}
+    found = []
     for arm in arms:
         plain = to_mapping(arm.recipe)
-        found[arm.name, arm.where] = flow_text(
-            {key: part for key, part in plain.items() if key not in ("evaluate", "output", "seed")}
-        )
+        kept = {key: part for key, part in plain.items() if key not in ("evaluate", "output", "seed")}
+        found.append((arm, flow_text(kept)))
     return found
 
 
@@ -91,7 +91,13 @@ def _asked(file: GridFile) -> Iterator[tuple[str, str, str, list[_Change]]]:
 
 def _read(file: GridFile, recipe: str, changes: Sequence[_Change]) -> Recipe:
     """Reads a recipe with changes. Problems of a change are reported at its line of the grid."""
-    overrides = {f"{key}={flow_text(value)}": where for where, key, value in changes}
+    overrides: dict[str, str] = {}
+    for where, key, value in changes:
+        text = f"{key}={flow_text(value)}"
+        overrides.pop(
+            text, None
+        )  # the last one of a key counts, so an earlier equal one must not keep its place
+        overrides[text] = where
     try:
         return read_recipe(file.recipe_path(recipe), overrides=list(overrides))
     except UserError as error:
@@ -133,7 +139,7 @@ def has_figure(recipe: Recipe, path: str) -> bool:
     question types, and the figures of benchmarks depend on the data."""
     task, _, figure = path.partition("/")
     tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
-    if task not in tasks or not figure:
+    if task not in tasks or not all(path.split("/")):
         return False
     known = _figures_of(recipe, task, tasks[task])
     return known is None or figure.partition("/")[0] in known

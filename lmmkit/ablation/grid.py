@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,9 +101,12 @@ def _rules(file: GridFile) -> Iterator[Problem]:
     grid = file.grid
     lists: dict[str, tuple[Any, ...]] = {"seeds": grid.seeds, "root": grid.root, "equal": grid.equal}
     for key, items in lists.items():
+        same = [os.path.realpath(item) for item in items] if key == "root" else items
         for i, item in enumerate(items):
-            if item in items[:i]:
-                yield GIVEN_TWICE.at(f"{key}.{i}", got=f"{item} twice")
+            if same[i] in same[:i]:
+                first = items[same.index(same[i])]
+                got = f"{item} twice" if first == item else f"{item}, which is {first}"
+                yield GIVEN_TWICE.at(f"{key}.{i}", got=got)
     if grid.interval == "seeds" and len(grid.seeds) * len(grid.root) < 2:
         yield ONE_SEED.at("seeds", got="one seed and one root")
     if BASE in grid.variants:

@@ -11,13 +11,14 @@ from lmmkit.evaluate.answers.compare import libraries
 from lmmkit.evaluate.bootstrap import paired_difference
 
 SHARE = 0.95
+ROUNDING = 1e-12  # of values up to 1, well above what a subtraction of floats leaves
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """Holds a mean of `n` values with its interval and, of a difference, p: that of a test, and by Holm's correction.
 
-    Without an interval: one value only. Without `p`: one value, or values without any spread.
+    Without an interval: one value, or one cluster. Without `p`: these too, and values without any spread.
     """
 
     value: float
@@ -35,9 +36,11 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     n, mean = len(x), float(x.mean())
     if n < 2:
         return Estimate(value=mean, n=n)
-    error = float(x.std(ddof=1)) / np.sqrt(n)
+    if np.ptp(x) <= ROUNDING * max(1.0, float(np.abs(x).max())):
+        return Estimate(value=mean, low=mean, high=mean, n=n)
+    error = float(x.std(ddof=1)) / float(np.sqrt(n))
     half = float(stats.t.ppf((1 + SHARE) / 2, n - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else None
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
     return Estimate(value=mean, low=mean - half, high=mean + half, n=n, p=p)
 
 
@@ -56,8 +59,9 @@ def over_questions(
         np.asarray([clusters[id] for id in ids], dtype=object).astype(str), return_inverse=True
     )
     sums = np.bincount(member, weights=np.asarray(a) - np.asarray(b))
+    sums[np.abs(sums) <= ROUNDING] = 0.0
     p = None
-    if np.any(sums):
+    if len(sums) > 1 and np.any(sums):
         test = stats.permutation_test(
             (sums,), np.sum, permutation_type="samples", n_resamples=9999, vectorized=True, rng=0
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,12 @@ from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Cost, Store
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.ablation import ABLATION_ANSWERS, GRID_OTHER_QUESTIONS
-from lmmkit.evaluate.answers.answers_file import HEADER, NAME, read_answers
+from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
 from lmmkit.evaluate.answers.locate import task_folders
 from lmmkit.evaluate.answers.schema import CONDITIONS, OWN, Answer
 from lmmkit.runs.files import read_json
 
+KINDS = ("type", "prior")  # of groups of questions, in the order of their figures
 CLOSE = 1e-6  # between the mean of kept scores and the figure of results.json
 
 
@@ -36,10 +38,18 @@ class FinishedRun:
 
     def value(self, measure: str) -> float | None:
         """Returns the value of the figure TASK/FIGURE; None if the run has none."""
-        task, _, figure = measure.partition("/")
-        found = self.results.get(task, {}).get(figure)
-        value = found.get("value") if isinstance(found, dict) else None
-        return None if value is None else float(value)
+        found = self.figure(measure)
+        return None if found is None else found[0]
+
+    def figure(self, measure: str) -> tuple[float, int | None] | None:
+        """Returns the value of a figure, and of how many items it is, if that is known; None if the run has none."""
+        task, _, name = measure.partition("/")
+        figures = self.results.get(task)
+        found = figures.get(name) if isinstance(figures, dict) else None
+        value, n = (found.get(key) for key in ("value", "n")) if isinstance(found, dict) else (None, None)
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            return None
+        return float(value), n if type(n) is int else None
 
     @cached_property
     def folders(self) -> dict[str, Path]:
@@ -47,8 +57,12 @@ class FinishedRun:
         return task_folders(self.folder)
 
     def answers(self, task: str) -> list[Answer]:
-        """Returns the kept answers to a task; [] if it asks no questions."""
-        return read_answers(self.folders[task] / NAME) if task in self.folders else []
+        """Returns the kept answers to a task; [] if it asks no questions. Raises `UserError` for damaged ones, and for
+        two to one question."""
+        if task not in self.folders:
+            return []
+        path = self.folders[task] / NAME
+        return list(by_key(read_answers(path), str(path)).values())
 
     def scores(self, measure: str) -> dict[str, Answer] | None:
         """Returns the scored answers, by question, that a figure is the mean of; None for other figures."""
@@ -57,11 +71,16 @@ class FinishedRun:
         condition = name.removeprefix("accuracy_") if name != "accuracy" else OWN
         if condition not in CONDITIONS or task not in self.folders:
             return None
+        answers = self.answers(task)
+        # of groups with one name the figure is that of the last kind
+        kinds = [kind for kind in KINDS if any(answer.groups.get(kind) == detail for answer in answers)][-1:]
+        # a question without an image has one answer for all conditions
         return {
             answer.id: answer
-            for answer in self.answers(task)
-            if answer.condition == condition and answer.score is not None
-            and (not detail or detail in answer.groups.values())
+            for answer in answers
+            if (answer.condition == condition or (answer.condition == OWN and not answer.images))
+            and answer.score is not None
+            and (not detail or detail in (answer.groups.get(kind) for kind in kinds or answer.groups))
         }  # fmt: skip
 
 
@@ -82,33 +101,53 @@ def read_finished(store: Store, runs: Sequence[GridRun]) -> list[FinishedRun]:
 
 
 def _sums(run: FinishedRun) -> list[Problem]:
-    """Returns a problem for each accuracy that is not the mean of the kept scores."""
-    problems = []
-    for task in run.folders:
-        measure = f"{task}/accuracy"
-        value, scored = run.value(measure), run.scores(measure)
-        if value is None or not scored:
+    """Returns a problem for each task with an accuracy that is not the mean of its kept scores."""
+    found = ((task, _first_wrong(run, task)) for task in run.folders)
+    return [
+        ABLATION_ANSWERS.at(str(run.folders[task] / NAME), got=got, value=value)
+        for task, (got, value) in found
+        if got
+    ]
+
+
+def _first_wrong(run: FinishedRun, task: str) -> tuple[str, str]:
+    """Returns what the answers of a task give for the first accuracy that they do not add up to, and that accuracy. Of
+    a benchmark only the accuracy of all questions is known to be a mean of scores."""
+    own = _header(run.folders[task]).get("benchmark", "questions") == "questions"
+    figures = run.results.get(task)
+    names = list(figures) if own and isinstance(figures, dict) else ["accuracy"]
+    for name in names:
+        figure = run.figure(f"{task}/{name}")
+        scored = run.scores(f"{task}/{name}") if figure is not None else None
+        if figure is None or scored is None or not (own or scored):
             continue
-        mean = sum(answer.score or 0.0 for answer in scored.values()) / len(scored)
-        if abs(mean - value) > CLOSE:
-            got = f"a mean score of {mean:.4f} of {len(scored):,} answers"
-            problems.append(ABLATION_ANSWERS.at(str(run.folders[task] / NAME), got=got, value=f"{value:.4f}"))
-    return problems
+        value, n = figure
+        scores = [answer.score or 0.0 for answer in scored.values()]
+        mean = sum(scores) / len(scores) if scores else 0.0
+        if len(scores) != (n if own and n is not None else len(scores)) or abs(mean - value) > CLOSE:
+            given = f"{name}: a mean score of {mean:.4f} of {len(scores):,} answers"
+            return given, f"{value:.4f}" + ("" if n is None else f" of {n:,}")
+    return "", ""
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    return read_json(folder / HEADER) if (folder / HEADER).is_file() else {}
 
 
 def _other_questions(runs: Sequence[FinishedRun]) -> list[Problem]:
     """Returns a problem for each run whose questions differ from those of the first run on the same root."""
-    problems, first = [], dict[tuple[str, str], tuple[Any, Path]]()
+    problems, first = [], dict[tuple[str, str], tuple[str, Path]]()
     for run in runs:
         for task, folder in run.folders.items():
-            if not (folder / HEADER).is_file():
+            asked = _header(folder).get("data_sha256")
+            if asked is None:
+                got = f"no {HEADER} with the hash of its questions"
+                problems.append(GRID_OTHER_QUESTIONS.at(str(folder), got=got, other="the grid"))
                 continue
-            asked = read_json(folder / HEADER).get("data_sha256")
-            known, other = first.setdefault((run.run.root, task), (asked, folder))
-            if asked != known:
-                problems.append(
-                    GRID_OTHER_QUESTIONS.at(
-                        str(folder), got=f"questions with the hash {asked}", other=f"{other}: {known}"
-                    )
-                )
+            figure = run.figure(f"{task}/accuracy")
+            number = "" if figure is None or figure[1] is None else f"{figure[1]:,} "
+            own = f"{number}questions with the hash {asked}"
+            known, other = first.setdefault((run.run.root, task), (own, folder))
+            if own != known:
+                problems.append(GRID_OTHER_QUESTIONS.at(str(folder), got=own, other=f"{other}: {known}"))
     return problems

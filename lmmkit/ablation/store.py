@@ -10,12 +10,15 @@ import fcntl
 import json
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmmkit.ablation.planned_runs import GridRun, StageRun
-from lmmkit.errors import raise_all
+from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
+from lmmkit.errors.training import RUN_DAMAGED
 from lmmkit.recipe import dump, read_recipe
 from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
 from lmmkit.runs.run_folder import RunFolder
@@ -59,6 +62,20 @@ class Store:
     def grid(self, name: str) -> Path:
         """Returns the folder of the outcome of a grid."""
         return self.root / "grids" / name
+
+    def keep_outcome(self, path: Path, roots: Sequence[str]) -> Path | None:
+        """Renames the outcome of a grid on other data folders than `roots`, which would be replaced; returns its new
+        path, or None if there is none."""
+        try:
+            before = read_json(path).get("roots") if path.is_file() else None
+        except UserError:
+            return None
+        if not isinstance(before, list) or not before or sorted(map(str, before)) == sorted(roots):
+            return None
+        names = "-".join(Path(str(root)).name for root in before)
+        to = path.with_name(f"{path.stem}-{names:.100}{path.suffix}")
+        path.replace(to)
+        return to
 
     def evaluated(self, key: str) -> Path:
         """Returns the path of the note which questions a run has answered."""
@@ -155,8 +172,17 @@ class Store:
 
     def cost(self, stage: StageRun) -> Cost:
         """Returns what a trained stage took."""
-        lines = [line for line in self.run(stage.key).read_metrics() if "tokens" in line]
-        each = stage.recipe.output.log_every
+        run, each = self.run(stage.key), stage.recipe.output.log_every
+        lines = [line for line in run.read_metrics() if "tokens" in line]
+        raise_all(
+            RUN_DAMAGED.at(
+                f"{run.metrics}, step {line.get('step')}", got=f"{key}: {line.get(key)!r:.40}", content="a number",
+                fix="Restore the file, or remove the run folder; the next call trains it again.",
+            )
+            for line in lines
+            for key in ("tokens", "seconds")
+            if type(line.get(key)) not in (int, float) or not 0 <= line[key] <= sys.float_info.max
+        )  # fmt: skip
         return Cost(
             steps=stage.steps, tokens=each * sum(line["tokens"] for line in lines),
             wall_seconds=each * sum(line["seconds"] for line in lines),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lmmkit.ablation.arms import Arm
@@ -39,13 +40,33 @@ def summarise_grid(file: GridFile, arms: Sequence[Arm], runs: Sequence[FinishedR
         "base": grid.base,
         "variants": [arm.name for arm in arms[1:]],
         "seeds": list(grid.seeds),
-        "roots": list(dict.fromkeys(run.run.root for run in runs)),
+        "roots": [str(Path(root).resolve()) for root in grid.root],
         "branch": None if grid.branch is None else asdict(grid.branch),
         "equal": list(grid.equal),
         "interval": grid.interval,
         "measures": dict(grid.measures),
+        "losses": [name for name, path in grid.measures.items() if any(_is_loss(arm, path) for arm in arms)],
         "arms": entries,
     }
+
+
+def _is_loss(arm: Arm, measure: str) -> bool:
+    """Returns whether a measure is the value of a term, which is no share even where it is below 1."""
+    name, _, figure = measure.partition("/")
+    task = arm.recipe.evaluate.tasks.get(name) if arm.recipe.evaluate is not None else None
+    return task is not None and (task.kind or name) == "terms" and "/" not in figure
+
+
+def expected_runs(summary: Mapping[str, Any]) -> int:
+    """Returns how many runs an arm has when the grid is complete."""
+    branches = 1 if summary["branch"] is None else summary["branch"]["times"]
+    return len(summary["seeds"]) * len(summary["roots"]) * branches
+
+
+def is_share(summary: Mapping[str, Any], measure: str) -> bool:
+    """Returns whether a measure is shown in percent: all its values are within -1 and 1, and it is no loss."""
+    values = [each["value"] for arm in summary["arms"] for each in arm["measures"][measure]["values"]]
+    return measure not in summary["losses"] and all(abs(value) <= 1 for value in values)
 
 
 def arm_entries(file: GridFile, arms: Sequence[Arm], runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from lmmkit.ablation.grid import BASE
+from lmmkit.ablation.summary import expected_runs, is_share
 
 _Entry = Mapping[str, Any]
 
@@ -32,18 +33,33 @@ def remarks(summary: Mapping[str, Any]) -> Iterator[str]:
             f"branches: {summary['branch']['times']} runs share the stages until `{summary['branch']['after']}`; their "
             "mean counts as one value."
         )
-    roots = summary["roots"]
+    roots, expected = summary["roots"], expected_runs(summary)
     if len(roots) == 1:
         yield f"one data root ({roots[0]}): the intervals do not include how results vary with the data."
     for entry in summary["arms"]:
         label = _label(entry, summary)
         if entry["same_results_as"]:
             yield f"{label}: the same figures as {', '.join(entry['same_results_as'])} in all runs."
-        expected = len(summary["seeds"]) * max(1, len(roots)) * (summary["branch"] or {"times": 1})["times"]
         if len(entry["runs"]) != expected:
             yield f"{label}: {len(entry['runs'])} of {expected} runs are finished."
+        for name, path in summary["measures"].items():
+            found = entry["measures"][name]["values"]
+            if 0 < len(found) < len(entry["runs"]):
+                yield f"{label}: {len(found)} of {len(entry['runs'])} runs have {name} ({path})."
         if len(roots) > 1:
             yield from _by_root(entry, label, summary)
+    yield from _of_measures(summary)
+
+
+def _of_measures(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the measures that no run has, and those whose interval is not the one that was asked for."""
+    for name, path in summary["measures"].items():
+        measured = [entry["measures"][name] for entry in summary["arms"]]
+        if not any(each["values"] for each in measured) and any(entry["runs"] for entry in summary["arms"]):
+            yield f"{name}: no run has the figure {path}."
+        over = {each["difference"]["over"] for each in measured if each["difference"] is not None}
+        if summary["interval"] == "questions" and "seeds" in over:
+            yield f"{name}: there are no kept answers of this figure, so its intervals are over seeds."
 
 
 def _by_root(entry: _Entry, label: str, summary: Mapping[str, Any]) -> Iterator[str]:
@@ -68,7 +84,7 @@ def _label(entry: _Entry, summary: Mapping[str, Any]) -> str:
 def _table(
     summary: Mapping[str, Any], entries: Sequence[_Entry], equal: str, name: str, path: str, *, costs: bool
 ) -> Table:
-    scale, unit = _scale(entries, name, path)
+    scale, unit = (100.0, ", percent") if is_share(summary, name) else (1.0, "")
     digits = 1 if scale == 100 else 4
     n = len(summary["seeds"])
     table = Table(
@@ -103,20 +119,14 @@ def _difference(
     text = f"{scale * found['value']:+.{digits}f}"
     if found["low"] is not None:
         text += f" ({scale * found['low']:+.{digits}f} to {scale * found['high']:+.{digits}f})"
-    return text, f"{found['n']:,} {found['over']}", _probability(found["p_holm"])
+    over = found["over"] if found["n"] != 1 else found["over"].removesuffix("s")
+    return text, f"{found['n']:,} {over}", _probability(found["p_holm"])
 
 
 def _probability(p: float | None) -> str:
     if p is None:
         return "-"
     return "<.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _scale(entries: Sequence[_Entry], name: str, path: str) -> tuple[float, str]:
-    """Returns the factor of a measure and its unit: percent for shares, the value itself for losses and scores."""
-    values = [each["value"] for entry in entries for each in entry["measures"][name]["values"]]
-    loss = path.startswith("terms/") and path.count("/") == 1
-    return (1.0, "") if loss or any(abs(value) > 1 for value in values) else (100.0, ", percent")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -19,6 +19,11 @@ NO_CHANGE = Code(
     "ablation/changes-nothing", cause="A variant of a grid trains in the same way as the base.",
     expected="a variant that changes the training", hint="Remove it, or correct the keys that it sets.",
 )
+EQUAL_ROOTS = Code(
+    "ablation/equal-roots", cause="Two data folders of a grid have the same data, so they have the same runs.",
+    expected="folders whose data differ, such as drawn with another seed",
+    hint="Remove one of the two: equal runs would count as independent, and intervals would be too narrow.",
+)
 EQUAL_VARIANTS = Code(
     "ablation/equal-variants", cause="Two variants of a grid train in the same way.",
     expected="variants that differ in their training", hint="Remove one of the two.",

@@ -18,8 +18,9 @@ BLOCK = 1 << 24  # most random numbers at once
 def cluster_bootstrap(
     columns: np.ndarray, clusters: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray], *,
     draws: int = DRAWS, seed: int = SEED,
-) -> tuple[float, float]:  # fmt: skip
-    """Returns the 95 % interval of a statistic of sums, by percentiles.
+) -> tuple[float, float] | tuple[None, None]:  # fmt: skip
+    """Returns the 95 % interval of a statistic of sums, by percentiles; None for both ends with a single cluster, which
+    shows no spread.
 
     Args:
         columns: [items, C], values that are summed over items: for a mean the value and 1, for F1 the true
@@ -31,6 +32,8 @@ def cluster_bootstrap(
     """
     _, member = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     n = int(member.max()) + 1
+    if n < 2:
+        return None, None
     sums = np.stack([np.bincount(member, weights=column, minlength=n) for column in columns.T], 1)
     rng, found = np.random.default_rng(seed), []
     step = max(1, BLOCK // n)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import did_you_mean, raise_all
-from lmmkit.errors.answers import DAMAGED
 from lmmkit.errors.report import NO_COMMON_TASK, OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
 from lmmkit.evaluate.answers.choose import OfOne
 from lmmkit.evaluate.answers.locate import task_folders
-from lmmkit.evaluate.answers.schema import CONDITIONS, FIELDS, OWN, Answer
+from lmmkit.evaluate.answers.schema import CONDITIONS, OWN
 from lmmkit.evaluate.bootstrap import paired_difference
 from lmmkit.evaluate.task import Figure
 from lmmkit.report.loaded_run import LoadedRun
@@ -76,9 +75,16 @@ class AskedRuns:
 
     @property
     def in_shares(self) -> bool:
-        """Returns whether all headlines are shares, which percent axes can show."""
+        """Returns whether all headlines are shares, which percent axes can show. The value of a term is none."""
+        if any(self._is_loss(run) for run in self.runs):
+            return False
         found = [self.headline(run, c) for run in self.runs for c in self.conditions]
         return all(0 <= figure.value <= 1 for figure in found if figure)
+
+    def _is_loss(self, run: LoadedRun) -> bool:
+        evaluate = run.recipe.evaluate if run.recipe is not None else None
+        section = evaluate.tasks.get(self.task or "") if evaluate is not None else None
+        return section is not None and (section.kind or self.task) == "terms" and "/" not in self.figure
 
     def headline(self, run: LoadedRun, condition: str = OWN, kind: str | None = None) -> Figure | None:
         """Returns a run's headline in results.json, under a condition, for all questions or one type."""
@@ -180,23 +186,12 @@ def _read(folder: Path | None) -> RunAnswers:
         return RunAnswers(answers={}, header={}, attention={})
     found: dict[str, OfOne] = {}
     answers = by_key(read_answers(folder / NAME), str(folder / NAME)).values()
-    raise_all(
-        DAMAGED.at(f"{folder / NAME}, {answer.id}", got="a field of another type", fields=", ".join(FIELDS))
-        for answer in answers
-        if not _is_sound(answer)
-    )
     for answer in answers:
         found.setdefault(answer.id, {})[answer.condition] = answer
     whole = {id: answers for id, answers in found.items() if OWN in answers}
     header = read_json(folder / HEADER) if (folder / HEADER).is_file() else {}
     attention = {str(line.get("id")): line for line in read_jsonl(folder / ATTENTION)}
     return RunAnswers(answers=whole, header=header, attention=attention)
-
-
-def _is_sound(answer: Answer) -> bool:
-    """Returns whether the fields that a page shows have their types."""
-    texts = (answer.question, answer.cluster, answer.prompt_sha, *answer.images, answer.majority or "")
-    return isinstance(answer.groups, dict) and all(isinstance(text, str) for text in texts)
 
 
 def _strangers(asked: AskedRuns):
@@ -215,7 +210,7 @@ def not_adding_up(asked: AskedRuns) -> list[str]:
     """Returns in words where the answers do not add up to results.json, of tasks whose headline is a mean score."""
     found = []
     for run, answers in zip(asked.runs, asked.of, strict=True) if asked.is_mean else ():
-        if not answers.whole or answers.header.get("benchmark") != "questions":
+        if not answers.whole or answers.header.get("benchmark", "questions") != "questions":
             continue
         for condition in asked.conditions:
             for kind in (None, *asked.kinds):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmmkit.ablation.grid import BASE
 from lmmkit.errors import UserError
 from lmmkit.errors.report import GRID_DAMAGED
 from lmmkit.evaluate.task import Figure
@@ -16,7 +17,7 @@ from lmmkit.progress import duration
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
 from lmmkit.report.sections.measures import half_width
-from lmmkit.report.wording import as_ratio, finite, in_words, in_words_of_size, plural
+from lmmkit.report.wording import as_ratio, ends_of, finite, in_words, in_words_of_size, plural
 from lmmkit.runs.files import read_json
 
 GRID, FORMAT = "ablation.json", 1
@@ -71,7 +72,7 @@ def grid_page(path: Path) -> Page:
     """Returns the page of a grid: its folder, or its file. Raises `UserError` for a damaged file."""
     file = path / GRID if path.is_dir() else path
     grid = read_json(file, hint="Write it again: `lmmkit ablate GRID.yaml`.")
-    if grid.get("format") != FORMAT:
+    if type(grid.get("format")) is not int or grid["format"] != FORMAT:
         raise UserError(GRID_DAMAGED.at(f"{file}: format", got=repr(grid.get("format")), content=f"{FORMAT}"))
     for key, kind in HEAD.items():
         if not isinstance(grid.get(key), kind) or not grid[key]:
@@ -83,14 +84,18 @@ def grid_page(path: Path) -> Page:
         raise UserError(
             GRID_DAMAGED.at(f"{file}: arms", got="an arm without `variant`", content="arms of the grid")
         )
+    if unknown := [arm.get("equal") for arm in grid["arms"] if arm.get("equal") not in grid["equal"]]:
+        content = f"one of {grid['equal']!r:.60}"
+        raise UserError(GRID_DAMAGED.at(f"{file}: arms, equal", got=f"{unknown[0]!r:.60}", content=content))
     measures = [str(name) for name in grid["measures"]]
     blocks = [block for equal in grid["equal"] if (block := _block(grid, str(equal), measures))]
-    shares = {name: _is_share(blocks, name) for name in measures}
+    shares = {name: _is_share(grid, blocks, name) for name in measures}
+    drawn = {name: shares[name] and all(value >= 0 for value in _values(blocks, name)) for name in measures}
     warnings = list(_warnings(grid, blocks))
     title = f"grid {grid['grid']}"
     text = render(
         "grid", {"curves": [], "samples": []}, title=title, grid=grid, blocks=blocks, measures=measures, shares=shares,
-        head=_head(blocks, measures[0]), notes=_notes(blocks), warnings=warnings, cost_names=COSTS,
+        drawn=drawn, head=_head(blocks, measures[0]), notes=_notes(blocks), warnings=warnings, cost_names=COSTS,
         seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=_listed(grid.get("roots")),
         runs=_runs(grid["arms"]), command=_command(grid, file.resolve()),
     )  # fmt: skip
@@ -111,7 +116,7 @@ def _block(grid: Mapping[str, Any], equal: str, measures: Sequence[str]) -> Grid
     arms = [arm for arm in grid["arms"] if arm.get("equal") == equal]
     if not arms:
         return None
-    base = arms[0]
+    base = next((arm for arm in arms if arm["variant"] == BASE), arms[0])
     rows = [_row(arm, base, measures) for arm in arms]
     differences = {name: [row.cells[name].difference for row in rows] for name in measures}
     return GridBlock(
@@ -165,7 +170,7 @@ def _cell(measured: Mapping[str, Any]) -> GridCell:
 def _estimate(value: Mapping[str, Any]) -> Figure | None:
     if finite(value.get("value")) is None:
         return None
-    low, high = finite(value.get("low")), finite(value.get("high"))
+    low, high = ends_of(value)
     return Figure(value=float(value["value"]), low=low, high=high, n=int(finite(value.get("n")) or 0))
 
 
@@ -188,10 +193,15 @@ def _runs(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _is_share(blocks: Sequence[GridBlock], measure: str) -> bool:
-    """Returns whether all values of a measure are shares, which are shown in percent."""
-    values = [v for block in blocks for row in block.rows for v in row.cells[measure].values]
-    return all(0 <= value <= 1 for value in values)
+def _is_share(grid: Mapping[str, Any], blocks: Sequence[GridBlock], measure: str) -> bool:
+    """Returns whether a measure is shown in percent, by the rule of the table of `lmmkit ablate`."""
+    path = str(grid["measures"][measure])
+    losses = grid.get("losses", [measure] if path.startswith("terms/") and path.count("/") == 1 else [])
+    return measure not in _listed(losses) and all(abs(value) <= 1 for value in _values(blocks, measure))
+
+
+def _values(blocks: Sequence[GridBlock], measure: str) -> list[float]:
+    return [value for block in blocks for row in block.rows for value in row.cells[measure].values]
 
 
 def _head(blocks: Sequence[GridBlock], measure: str) -> str:
@@ -258,8 +268,21 @@ def _warnings(grid: Mapping[str, Any], blocks: Sequence[GridBlock]):
                 marked.setdefault(f"{row.name}: {'; '.join(row.marks)}", []).append(f"equal {block.equal}")
     for text, where in marked.items():
         yield f"{text} (at {in_words(where)})."
+    branch = finite(_of(grid, "branch").get("times")) or 1
+    expected = int(len(grid["seeds"]) * max(1, len(_listed(grid.get("roots")))) * branch)
     for block in blocks:
-        most = max(row.runs for row in block.rows)
-        few = [row.name for row in block.rows if 0 < row.runs < most]
+        few = [f"{row.name} ({row.runs} of {expected})" for row in block.rows if 0 < row.runs < expected]
         if few:
-            yield f"Fewer runs than others (equal {block.equal}): {in_words(few)}. The grid is not complete."
+            yield f"Runs are missing (equal {block.equal}): {in_words(few)}. The grid is not complete."
+    for name in grid["measures"]:
+        if blocks and not _values(blocks, name) and any(row.runs for block in blocks for row in block.rows):
+            yield f"{name}: no run has the figure {grid['measures'][name]}."
+    for block in blocks:
+        some = [
+            f"{name} of {row.name} ({len(row.cells[name].values)} of {row.runs})"
+            for name in grid["measures"]
+            for row in block.rows
+            if 0 < len(row.cells[name].values) < row.runs
+        ]
+        if some:
+            yield f"Not all runs have the figure (equal {block.equal}): {in_words(some)}."

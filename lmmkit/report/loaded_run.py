@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.report import SAME_RUN
 from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Recipe, read_recipe
-from lmmkit.report.wording import finite, in_words
+from lmmkit.report.wording import ends_of, finite, in_words, shown_name
 from lmmkit.runs.files import read_json, read_jsonl
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
@@ -52,8 +54,13 @@ class LoadedRun:
         return [name for name in found if self.figure(task, name)] if isinstance(found, dict) else []
 
     def total(self, key: str) -> float:
-        """Returns the sum of a figure over all logged steps."""
-        return sum(finite(step.get(key)) or 0.0 for step in self.steps)
+        """Returns the sum of a figure over all steps, of which one in `every` is logged."""
+        return self.every * running_sums(self.steps, key)[-1] if self.steps else 0.0
+
+    @property
+    def every(self) -> int:
+        """Returns how many steps there are to a logged one."""
+        return self.recipe.output.log_every if self.recipe is not None else 1
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
@@ -70,8 +77,16 @@ def figure_of(value: object) -> Figure | None:
     """Returns the figure in a value of results.json; None for other values."""
     if not isinstance(value, dict) or finite(value.get("value")) is None or finite(value.get("n")) is None:
         return None
-    numbers = {key: finite(value.get(key)) for key in ("value", "low", "high", "chance")}
-    return Figure(n=int(value["n"]), **numbers)  # pyright: ignore
+    low, high = ends_of(value)
+    return Figure(
+        value=float(value["value"]), low=low, high=high, chance=finite(value.get("chance")), n=int(value["n"])
+    )  # fmt: skip
+
+
+def running_sums(steps: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """Returns the sums of a figure up to each logged step; at most what a float can hold."""
+    most = sys.float_info.max / 1e6
+    return list(accumulate((finite(s.get(key)) or 0.0 for s in steps), lambda a, b: min(a + b, most)))
 
 
 def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
@@ -91,7 +106,7 @@ def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
             problems += error.problems
     raise_all(problems)
     names = _names([run.folder.path for run in found])
-    return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
+    return [replace(run, name=shown_name(name)) for run, name in zip(found, names, strict=True)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

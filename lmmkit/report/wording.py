@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 MINUS, DASH, TIMES = "\u2212", "\u2013", "\u00d7"
 
@@ -15,6 +16,12 @@ def finite(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # an integer that no float can hold
         return None
+
+
+def ends_of(value: Mapping[str, object]) -> tuple[float, float] | tuple[None, None]:
+    """Returns the ends of the interval in a value of a file; None for both if one is not there."""
+    low, high = finite(value.get("low")), finite(value.get("high"))
+    return (None, None) if low is None or high is None else (low, high)
 
 
 def in_percent(share: float | None) -> str:
@@ -64,6 +71,11 @@ def as_ratio(ratio: float) -> str:
     if abs(ratio - 1) < 0.05:
         return _true_minus(f"{100 * (ratio - 1):+.1f} %")
     return f"{TIMES} {ratio:.2f}"
+
+
+def shown_name(text: str) -> str:
+    """Returns a name without characters that do not show, such as those that turn the direction of what follows."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def in_words(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from lmmkit.errors.report import GRID_AND_RUNS, NOT_HTML
 from lmmkit.report.grid_page import GRID, grid_page
 from lmmkit.report.page import Page
 from lmmkit.report.runs_page import runs_page
-from lmmkit.runs.files import write_text_atomic
+from lmmkit.runs.files import read_json, write_text_atomic
 
 BEGINS = b"<!doctype html>"
 
@@ -32,11 +32,23 @@ def write_page(paths: Sequence[Path], to: Path, *, on: str | None = None) -> Wri
     written.
     """
     require_place(to)
-    grids = [path for path in paths if path.name == GRID or (path / GRID).is_file()]
+    grids = [path for path in paths if _is_grid(path)]
     if grids and len(paths) > 1:
         raise UserError(GRID_AND_RUNS.at(str(grids[0]), got=f"a grid among {len(paths)} names"))
     page: Page = grid_page(grids[0]) if grids else runs_page(paths, on=on)
     return place_page(page, to)
+
+
+def _is_grid(path: Path) -> bool:
+    """Returns whether a path is the file of a grid, under any name, or its folder."""
+    if path.name == GRID or (path / GRID).is_file():
+        return True
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        return {"grid", "arms"} <= read_json(path).keys()
+    except UserError:
+        return False
 
 
 def require_place(to: Path) -> None:

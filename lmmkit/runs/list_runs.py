@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def summarise_run(run: RunFolder) -> RunSummary:
         facts = read_json(run.run_json)
         sessions, stages = sessions_in(facts), list(_mapping(facts.get("plans")))
         steps = _recent_steps(run.metrics)
-        losses = [record["loss"] for record in steps if isinstance(record["loss"], int | float)]
+        losses = [loss for record in steps if (loss := _number(record["loss"])) is not None]
         last = steps[-1] if steps else {}
         return RunSummary(
             run=run, state=_state(run, stages), recipe=_recipe(sessions, facts),
@@ -73,7 +74,7 @@ def summarise_run(run: RunFolder) -> RunSummary:
 def _state(run: RunFolder, stages: Sequence[str]) -> RunState:
     if is_locked(run):
         return "running"
-    done = bool(stages) and (run.model(stages[-1]) / "config.json").is_file()
+    done = bool(stages) and _is_file(run.model(stages[-1]) / "config.json")
     return "done" if done else "stopped"  # the model of an earlier stage may have been removed
 
 
@@ -99,15 +100,28 @@ def _figures(run: RunFolder, stages: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for task, figures in results.items():
         for name, figure in _mapping(figures).items():
-            value = _mapping(figure).get("value")
-            if isinstance(value, int | float):
+            value = _number(_mapping(figure).get("value"))
+            if value is not None:
                 found[f"{task}/{name}"] = value
     for stage in stages:
         config = run.best(stage) / "config.json"
-        best = _mapping(read_json(config).get("best")) if config.is_file() else {}
-        if isinstance(value := best.get("value"), int | float):
+        best = _mapping(read_json(config).get("best")) if _is_file(config) else {}
+        if (value := _number(best.get("value"))) is not None:
             found[f"best of {stage}: {best.get('metric')}"] = value
     return found
+
+
+def _number(value: Any) -> float | None:
+    """Returns a value that a file should have as a number; None for any other, and for one that no float can hold."""
+    return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
+
+
+def _is_file(path: Path) -> bool:
+    """Returns whether a file is there; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -56,7 +56,8 @@ def cpu_seconds_in(run_json: Mapping[str, Any]) -> float | None:
     """Returns the CPU seconds of all sessions in the content of `run.json`; None if one of them is not known."""
     spent = [each.get("cpu_seconds") for each in sessions_in(run_json)]
     known = [x for x in spent if isinstance(x, int | float) and 0 <= x <= sys.float_info.max]
-    return sum(known) if spent and len(known) == len(spent) else None
+    total = sum(known) if spent and len(known) == len(spent) else None
+    return total if total is not None and total <= sys.float_info.max else None
 
 
 def command_line() -> str:

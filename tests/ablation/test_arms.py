@@ -105,5 +105,26 @@ def test_figures_that_a_recipe_can_give():
         assert has_figure(recipe, path), path
     empty = read_text(DIRECT, overrides=["evaluate.controls=[swapped, {empty: e.png}]"])
     assert has_figure(empty, "answers/accuracy_empty") and not has_figure(empty, "answers/accuracy_blank")
-    for path in ("answers/accuracy_black", "terms/text_order", "answers/", "x/accuracy"):
+    for path in ("answers/accuracy_black", "answers/accuracy/", "terms/text_order", "answers/", "x/accuracy"):
         assert not has_figure(recipe, path), path
+
+
+def test_equal_values_of_a_product_are_equal_variants(tmp_path):
+    for values in ("[1.0e-4, 0.0001]", "[0.5, 0.5]", "[1, 1.0]"):
+        text = f"  w: {{product: {{stages.finetune.optim.lr: {values}}}}}\n"
+        assert refused(tmp_path, text) == [("ablation/equal-variants", "9:3 variants.w")]
+
+
+def test_the_last_value_of_a_key_counts_also_if_it_was_set_before(tmp_path):
+    lr = "stages.finetune.optim.lr"
+    text = f"  w: {{set: {{{lr}: 7.0e-4}}, product: {{{lr}: [5.0e-4, 9.0e-4]}}}}\n"
+    path = write_grid(tmp_path, tmp_path, HEAD.replace("set: {", f"set: {{{lr}: 5.0e-4, ") + text)
+    file = read_grid(path)
+    with pytest.raises(UserError, match=r"`w/0.0005`, which trains like the base"):
+        read_arms(file)
+    head = HEAD.replace("set: {", f"set: {{{lr}: 5.0e-4, stages.finetune.optim: {{lr: 6.0e-4, clip: 1.0}}, ")
+    arms = read_arms(read_grid(write_grid(tmp_path, tmp_path, head + f"  w: {{set: {{{lr}: 5.0e-4}}}}\n")))
+    assert [arm.recipe.stages["finetune"].optim.lr for arm in arms if arm.name in ("base", "w")] == [
+        6e-4,
+        5e-4,
+    ]

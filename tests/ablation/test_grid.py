@@ -60,7 +60,13 @@ def test_one_seed_is_enough_for_an_interval_over_questions_or_with_two_roots(tmp
 
 
 @pytest.mark.parametrize(
-    "change", [("[1, 2]", "[1, 1]"), ("ROOT", "[a, a]"), ("seeds", "equal: [time, time]\nseeds")]
+    "change",
+    [
+        ("[1, 2]", "[1, 1]"),
+        ("ROOT", "[a, a]"),
+        ("ROOT", "[a, ./b/../a/]"),
+        ("seeds", "equal: [time, time]\nseeds"),
+    ],
 )
 def test_an_item_that_is_there_twice_is_refused(tmp_path, change):
     (problem,) = problems(write_grid(tmp_path, tmp_path, GRID.replace(*change)))

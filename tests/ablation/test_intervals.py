@@ -81,3 +81,19 @@ def test_holm_is_over_all_differences_that_have_a_p():
         pytest.approx(0.06),
         pytest.approx(0.06),
     ]
+
+
+@pytest.mark.parametrize("base", [[0.1, 0.2, 0.7], [1 / 3, 2 / 3, 0.9], [0.51, 0.62]])
+def test_differences_that_are_equal_but_for_rounding_have_no_p(base):
+    found = over_seeds([(value + 0.1) - value for value in base])
+    assert (found.p, found.low, found.high) == (None, found.value, found.value)
+    assert over_seeds([0.1, 0.1 + 1e-9, 0.1]).p is not None
+
+
+def test_one_cluster_has_no_interval_and_no_p():
+    first, second = {"a": [1.0], "b": [1.0]}, {"a": [0.0], "b": [0.0]}
+    found = over_questions(first, second, {"a": "image", "b": "image"})
+    assert found == Estimate(value=1.0, n=2)
+    assert over_questions({"a": [1.0]}, {"a": [0.0]}, {"a": "image"}) == Estimate(value=1.0, n=1)
+    shares = {"a": [0.1, 0.2], "b": [0.3, 0.3]}, {"a": [0.3, 0.0], "b": [0.2, 0.4]}
+    assert over_questions(*shares, {"a": "1", "b": "2"}).p is None, "equal but for rounding"

@@ -81,3 +81,79 @@ def test_answers_to_other_questions_are_refused(tmp_path):
 def test_an_evaluation_with_other_settings_is_refused(tmp_path):
     store, run = made(tmp_path)
     assert refused(store, replace(run, questions={"answers": "changed"})) == {"ablation/other-questions"}
+
+
+def change_lines(store, run, change):
+    """Changes the kept answers: `change` gets their lines as objects and returns the new ones."""
+    path = store.run(run.key).answers("pretrain", "answers") / "answers.jsonl"
+    lines = change([json.loads(line) for line in path.read_text().splitlines()])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+HALF = [1.0, 0.0, 1.0, 0.0]
+BY_TYPE = {"accuracy": (0.5, 4), "accuracy/odd": (0.0, 2), "accuracy/even": (1.0, 2)}
+
+
+def results(store, run, **figures):
+    found = {name: {"value": value, "n": n} for name, (value, n) in figures.items()}
+    store.run(run.key).results.write_text(json.dumps({"answers": found}))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda lines: lines[:2], "ablation/answers-differ"),
+        (lambda lines: [*lines, {**lines[0], "id": "q8"}, {**lines[1], "id": "q9"}], "ablation/answers-differ"),
+        (lambda lines: [{**lines[0], "score": 0.0}, {**lines[1], "score": 1.0}, *lines[2:]], "ablation/answers-differ"),
+        (lambda lines: [*lines, lines[0]], "answers/duplicate"),
+        (lambda lines: [{**lines[0], "score": float("nan")}, *lines[1:]], "answers/damaged"),
+        (lambda lines: [{**lines[0], "score": "1"}, *lines[1:]], "answers/damaged"),
+    ],
+)  # fmt: skip
+def test_answers_whose_mean_is_right_by_chance_are_refused(tmp_path, change, code):
+    store, run = made(tmp_path, scores=HALF, value=0.5)
+    results(store, run, **BY_TYPE)
+    assert len(read_finished(store, [run])) == 1
+    change_lines(store, run, change)
+    assert refused(store, run) == {code}
+
+
+def test_the_figures_of_a_control_add_up_with_questions_without_an_image(tmp_path):
+    store, run = made(tmp_path)
+    shown = {"images": ["i.png"]}
+    change_lines(
+        store, run, lambda a: [a[0] | shown, *a[1:], a[0] | shown | {"condition": "blank", "score": 0.0}]
+    )
+    results(store, run, accuracy=(0.75, 4), accuracy_blank=(0.5, 4))
+    (found,) = read_finished(store, [run])
+    scores = found.scores("answers/accuracy_blank")
+    assert scores is not None and sorted((id, each.score) for id, each in scores.items()) == [
+        ("q0", 0.0), ("q1", 0.0), ("q2", 1.0), ("q3", 1.0),
+    ]  # fmt: skip
+    results(store, run, accuracy=(0.75, 4), accuracy_blank=(0.25, 4))
+    assert refused(store, run) == {"ablation/answers-differ"}
+
+
+def test_of_groups_with_one_name_the_figure_is_that_of_the_last_kind(tmp_path):
+    store, run = made(tmp_path)
+    change_lines(store, run, lambda a: [a[0] | {"groups": {"type": "other", "prior": "usual"}}, *a[1:]])
+    (found,) = read_finished(store, [run])
+    assert list(found.scores("answers/accuracy/other") or ()) == ["q3"]
+
+
+def test_answers_without_their_header_and_fewer_answers_are_refused(tmp_path):
+    store, run = made(tmp_path)
+    _, fewer = made(tmp_path, "fewer", scores=SCORES[:3], value=2 / 3)
+    results(store, fewer, accuracy=(2 / 3, 3))
+    assert refused(store, run, fewer) == {"ablation/other-questions"}
+    (store.run(run.key).answers("pretrain", "answers") / "answers.json").unlink()
+    assert refused(store, run) == {"ablation/other-questions"}
+
+
+@pytest.mark.parametrize("value", ['"x"', "true", "[1]", "NaN", "1e999", "1" + 400 * "0", "null"])
+def test_a_value_that_is_no_number_is_none(tmp_path, value):
+    store, run = made(tmp_path)
+    for text in (f'{{"answers": {{"accuracy": {{"value": {value}, "n": 4}}}}}}', f'{{"answers": {value}}}'):
+        store.run(run.key).results.write_text(text)
+        (found,) = read_finished(store, [run])
+        assert found.value("answers/accuracy") is None

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
 from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Cost, Store
+from lmmkit.errors import UserError
 from lmmkit.recipe import dump, read_recipe
 from tests.support.grids import stage_run
 
@@ -76,3 +79,24 @@ def test_an_evaluation_has_the_models_of_all_stages_and_the_tasks_of_its_grid(tm
     assert store.missing_tasks(run) == ["answers"], "of unknown questions"
     store.note_evaluated(run)
     assert store.missing_tasks(run) == []
+
+
+@pytest.mark.parametrize("line", ['"tokens": 5', '"tokens": "x", "seconds": 1', '"tokens": null, "seconds": 1', '"tokens": 5, "seconds": NaN', '"tokens": -5, "seconds": 1'])  # fmt: skip
+def test_a_cost_that_is_no_number_is_named(tmp_path, line):
+    store, stage = Store(tmp_path), stage_run("key")
+    folder = store.run("key")
+    folder.path.mkdir(parents=True)
+    folder.run_json.write_text("{}")
+    folder.metrics.write_text(f'{{"step": 3, {line}}}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, step 3: got (tokens|seconds): .*run/damaged"):
+        store.cost(stage)
+
+
+def test_the_outcome_on_other_data_is_kept_under_another_name(tmp_path):
+    store, path = Store(tmp_path), tmp_path / "ablation.json"
+    assert store.keep_outcome(path, ["/data/one"]) is None
+    for text in ("{", "[]", "{}", '{"roots": []}', '{"roots": ["/data/two", "/data/one"]}'):
+        path.write_text(text)
+        assert store.keep_outcome(path, ["/data/one", "/data/two"]) is None and path.read_text() == text
+    kept = store.keep_outcome(path, ["/data/one"])
+    assert kept == tmp_path / "ablation-two-one.json" and kept.read_text() == text and not path.exists()

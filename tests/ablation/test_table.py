@@ -9,6 +9,7 @@ from lmmkit.ablation.grid import read_grid
 from lmmkit.ablation.summary import summarise_grid
 from lmmkit.ablation.table import grid_tables, remarks
 from lmmkit.commands.support.table_layout import fitted
+from tests.conftest import DIRECT, PLAIN
 from tests.support.grids import finished, write_grid
 
 GRID = """
@@ -79,3 +80,50 @@ def test_two_roots_are_shown_apart_and_equal_results_named(tmp_path):
     lines = "\n".join(remarks(summarise_grid(file, arms, runs)))
     assert "direct: right by root: /a +0.1000; /b +0.0000" in lines
     assert "a-rather-long-name/0.001: the same figures as base in all runs" in lines
+
+
+def lines_of(tmp_path, runs, text=GRID, old=()):
+    text = text.replace("equal: [steps, time]\n", "")
+    for each in old:
+        text = text.replace(*each)
+    file = read_grid(write_grid(tmp_path, tmp_path, text.replace("ROOT", "/a")))
+    summary = summarise_grid(file, read_arms(file), runs)
+    titles = [" ".join(str(table.title).split()) for table in grid_tables(summary)]
+    return titles, "\n".join(remarks(summary)), summary
+
+
+def test_what_is_missing_is_named(tmp_path):
+    runs = [
+        finished(arm, seed, {"answers": {"accuracy": 0.5} if seed == 1 or arm == "base" else {}}, root="/a")
+        for arm in ("base", "direct")
+        for seed in (1, 2)
+    ]
+    _, lines, summary = lines_of(
+        tmp_path, runs, old=[("root: /a", "root: [/a, /b]"), ("root: ROOT", "root: [/a, /b]")]
+    )
+    assert summary["roots"] == ["/a", "/b"]
+    assert "direct: 2 of 4 runs are finished." in lines, "a root without any run counts"
+    assert "direct: 1 of 2 runs have right (answers/accuracy)." in lines
+    assert "loss: no run has the figure terms/next_token." in lines and "right: no run" not in lines
+    _, lines, summary = lines_of(
+        tmp_path, runs, old=[("seeds: [1, 2]", "seeds: [1, 2]\ninterval: questions")]
+    )
+    assert "right: there are no kept answers of this figure, so its intervals are over seeds." in lines
+
+
+def test_a_loss_is_no_share_in_a_task_of_any_name(tmp_path):
+    rename = ("    terms:   {kind", "    valued:  {kind")
+    (tmp_path / "named.yaml").write_text(PLAIN.replace(*rename))
+    changes = [("base: plain.yaml", "base: named.yaml"), ("direct.yaml", "other.yaml"), ("terms/", "valued/")]
+    (tmp_path / "other.yaml").write_text(DIRECT.replace(*rename))
+    runs = [
+        finished(arm, seed, {"answers": {"accuracy": 0.5}, "valued": {"next_token": 0.6}}, root="/a")
+        for arm in ("base", "direct")
+        for seed in (1, 2)
+    ]
+    titles, _, summary = lines_of(tmp_path, runs, old=changes)
+    assert summary["losses"] == ["loss"]
+    assert titles == [
+        "grid, equal steps: right (answers/accuracy, percent), 2 seeds",
+        "grid, equal steps: loss (valued/next_token), 2 seeds",
+    ]

@@ -79,3 +79,9 @@ def test_a_paired_difference_is_narrower_than_two_means():
 def test_equal_seeds_give_equal_intervals():
     values, clusters = [1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "c"]
     assert mean_of(values, clusters) == mean_of(values, clusters)
+
+
+def test_a_single_cluster_has_no_interval():
+    found = mean_of([1.0, 0.0, 1.0], ["a", "a", "a"])
+    assert (found.value, found.low, found.high) == (pytest.approx(2 / 3), None, None)
+    assert mean_of([1.0, 0.0], ["a", "b"]).low == 0.0

@@ -111,3 +111,12 @@ def test_a_run_without_results_has_no_task(tmp_path):
     (run / "results.json").unlink()
     (run / FILE).unlink()
     assert ask_runs(load_runs([run])).task is None
+
+
+def test_answers_without_their_header_are_checked_too(tmp_path):
+    pair = make_pair(tmp_path, scenes=5)
+    (pair[1] / FILE).with_name("answers.json").unlink()
+    assert not_adding_up(ask_runs(load_runs(pair))) == []
+    line = json.loads((pair[1] / FILE).read_text().splitlines()[0])
+    change_answer(pair[1], 0, score=1.0 - line["score"])
+    assert len(not_adding_up(ask_runs(load_runs(pair)))) == 2

@@ -52,13 +52,17 @@ def test_variants_that_change_nothing_or_are_equal_are_marked(page):
 def test_one_seed_and_missing_runs_are_marked(tmp_path):
     content = ablation()
     content["seeds"] = [1]
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    warnings = " ".join(grid_page(tmp_path).warnings)
+    assert "One seed: there is no interval over seeds" in warnings and "missing" not in warnings
+    content["seeds"] = [1, 2, 3, 4, 5]
     content["arms"][1]["runs"] = content["arms"][1]["runs"][:1]
     content["arms"][2]["runs"] = []
     (tmp_path / "ablation.json").write_text(json.dumps(content))
     warnings = " ".join(grid_page(tmp_path).warnings)
-    assert "One seed: there is no interval over seeds" in warnings
     assert (
-        "Fewer runs than others (equal steps): no-token" in warnings
+        "Runs are missing (equal time): base (3 of 5), no-token (3 of 5)" in warnings
+        and "Runs are missing (equal steps): base (3 of 5), no-token (1 of 5) and same (3 of 5)." in warnings
         and "both: no finished run (at equal steps)" in warnings
     )
 
@@ -75,6 +79,9 @@ def test_a_grid_without_any_run_has_a_page(tmp_path):
     "changes",
     [
         {"format": 2},
+        {"format": True},
+        {"equal": ["steps"]},
+        {"equal": ["steps", "tokens"]},
         {"arms": []},
         {"arms": [{}]},
         {"arms": [3]},
@@ -113,3 +120,58 @@ def test_hostile_text_stays_text(tmp_path):
     (tmp_path / "ablation.json").write_text(json.dumps(content))
     tags = [tag for tag, _ in Parsed(grid_page(tmp_path).text).tags]
     assert tags.count("script") == 3 and "img" not in tags
+
+
+def write(tmp_path, content):
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    return re.sub(r"\s+", " ", unescape(grid_page(tmp_path).text))
+
+
+def section(page, measure):
+    return re.findall(rf"<h3>{measure} .*?</table>", page)[0]
+
+
+def test_a_loss_below_1_is_no_share_and_a_negative_share_is_one(tmp_path):
+    content = ablation()
+    for arm in content["arms"]:
+        arm["measures"]["loss"] = {**arm["measures"]["loss"], "value": 0.61, "low": 0.5, "high": 0.7}
+        for each in arm["measures"]["loss"]["values"]:
+            each["value"] = 0.61
+        for each in arm["measures"]["accuracy"]["values"]:
+            each["value"] -= 0.8
+    content["measures"]["loss"] = "terms/next_token"
+    page = write(tmp_path, content)
+    assert '<span class="v">0.610</span>' in page and "In percent" not in section(page, "loss")
+    assert "In percent" in section(page, "accuracy") and 'class="plot"' not in section(page, "accuracy")
+    content["measures"]["loss"], content["losses"] = "valued/next_token", ["loss"]
+    assert '<span class="v">0.610</span>' in write(tmp_path, content)
+    content["losses"] = []
+    assert '<span class="v">61.0</span>' in write(tmp_path, content)
+
+
+def test_the_base_is_the_arm_of_that_name_wherever_it_is(tmp_path):
+    content = ablation()
+    content["arms"][0], content["arms"][1] = content["arms"][1], content["arms"][0]
+    content["arms"][1]["cost"]["steps"] = 250
+    page = write(tmp_path, content)
+    assert "no-token (base)" not in page and page.count("reference</span>") == 4
+    assert "\u00d7 2.00" in page.split("What a run cost")[1].split("</table>")[0]
+
+
+def test_a_measure_that_runs_lack_is_named(tmp_path):
+    content = ablation()
+    content["arms"][1]["measures"]["accuracy"]["values"].pop()
+    for arm in content["arms"]:
+        arm["measures"]["loss"] = {"values": [], "difference": None}
+    warnings = (write(tmp_path, content), grid_page(tmp_path).warnings)[1]
+    assert "Not all runs have the figure (equal steps): accuracy of no-token (2 of 3)." in warnings
+    assert "loss: no run has the figure terms.next_token." in warnings
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("high", None), ("low", "x"), ("value", 1e308), ("difference", {"value": 1e308, "low": -1e308, "high": 1e308})]
+)  # fmt: skip
+def test_odd_numbers_have_a_page(tmp_path, place, value):
+    content = ablation()
+    content["arms"][1]["measures"]["accuracy"][place] = value
+    assert "no-token" in write(tmp_path, content)

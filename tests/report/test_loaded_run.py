@@ -85,3 +85,23 @@ def test_a_missing_file_is_named(pair, name, says):
 )
 def test_other_values_are_no_figures(value):
     assert figure_of(value) is None
+
+
+def test_sums_are_of_all_steps_where_one_of_ten_is_logged(pair):
+    file = pair[0] / "recipe.resolved.yaml"
+    file.write_text(file.read_text().replace("log_every: 1\n", "log_every: 10\n"))
+    lines = (pair[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (pair[0] / "metrics.jsonl").write_text("".join(lines[9::10]))
+    (run,) = load_runs(pair[:1])
+    assert (len(run.steps), run.every, run.total("tokens"), run.total("seconds")) == (4, 10, 4000, 20.0)
+    assert load_runs(pair[1:])[0].every == 1
+
+
+def test_sums_that_no_float_holds_end(pair):
+    lines = [{"step": i + 1, "loss": 1.0, "tokens": 1.5e308} for i in range(3)]
+    (pair[0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = json.loads((pair[0] / "run.json").read_text())
+    facts["sessions"] = [facts["sessions"][0] | {"cpu_seconds": 1e308} for _ in range(3)]
+    (pair[0] / "run.json").write_text(json.dumps(facts))
+    (run,) = load_runs(pair[:1])
+    assert 1e300 < run.total("tokens") < float("inf") and run.cpu_seconds is None

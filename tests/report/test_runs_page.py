@@ -245,6 +245,8 @@ def test_ids_are_unique_and_controls_have_names(page):
         (lambda run: shutil.rmtree(run / "model"), "direct stopped at step 40, without a model of pretrain and finetune"),
         (lambda run: change_answer(run, 0, score=0.5), "Answers do not add up to results.json: direct, all questions, own image"),
         (lambda run: change_answer(run, 0, prompt_sha="x"), "direct answered another set of questions than plain: 119 of 120"),
+        (lambda run: (run / "answers/finetune/answers/answers.json").unlink(), "direct has no answers.json beside its answers"),
+        (lambda run: cut_log(run), "The log of direct begins at step 21: its tokens and times are without the steps before."),
         (lambda run: other_version(run), "direct answered another version of the questions than plain"),
         (lambda run: facts(run, data={"captions": 1, "questions": 2}), "direct was trained on another version of captions and questions"),
         (lambda run: facts(run, data={"captions": {"count": 9, "records": "captions 1", "images": "9 files"}}), "trained on other sources: questions"),
@@ -274,6 +276,11 @@ def test_a_table_without_a_row_has_no_heading(own_pair):
     (own_pair[1] / "metrics.jsonl").unlink()
     (own_pair[1] / "run.json").write_text(json.dumps({"plans": {}, "root": "."}))
     assert "What it cost" not in runs_page(own_pair[1:]).text
+
+
+def cut_log(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[20:]))
 
 
 def other_version(run):
@@ -411,3 +418,59 @@ def test_a_headline_that_is_no_mean_of_scores_is_not_compared(own_pair, value, d
     assert ("1,234" in warning) is not drawn and ('id="accuracy"' in page.text) is drawn
     assert "not compared</h1>" in page.text if drawn else "no accuracy to show</h1>" in page.text
     assert Parsed(page.text).data["samples"]
+
+
+def test_a_long_text_leaves_room_for_other_questions(own_pair):
+    first = json.loads((own_pair[1] / "answers/finetune/answers/answers.jsonl").read_text().splitlines()[0])
+    for n in range(0, 360, 120):  # each condition has 120 lines
+        change_answer(own_pair[1], n, raw="y" * 1_500_000, question="q" * 1_500_000)
+    samples = Parsed(runs_page(own_pair[1:]).text).data["samples"]
+    assert len(samples) == 120 and samples[0]["k"] == first["id"]
+    assert (
+        samples[0]["q"] == "q" * 10_000 + "\u2026 (1,500,000 characters)"
+        and len(samples[0]["a"][0][0]) < 10_100
+    )
+
+
+def test_questions_of_one_image_show_no_difference(tmp_path):
+    items = items_on(draw_images(tmp_path / "images", 1))
+    runs = [
+        write_run(tmp_path / name, items, skill=skill, seed=1) for name, skill in (("a", -1.0), ("b", 1.0))
+    ]
+    text = runs_page(runs).text
+    assert "<h1>No difference in accuracy shown between a and b</h1>" in text
+    assert "The questions are about 1 image or scene: differences have no interval." in text
+    items = items_on(draw_images(tmp_path / "more", 9))
+    runs = [write_run(tmp_path / name, items, skill=0.5, seed=seed) for name, seed in (("c", 1), ("d", 2))]
+    assert "about 9 images or scenes: differences have intervals that are too narrow" in runs_page(runs).text
+
+
+def test_the_value_of_a_term_is_no_percentage(own_pair):
+    for run in own_pair:
+        results = json.loads((run / "results.json").read_text())
+        results["terms"] = {"next_token": {"value": 0.61, "n": 9}, "guided_loss/mass": {"value": 0.3, "n": 9}}
+        (run / "results.json").write_text(json.dumps(results))
+    page = runs_page(own_pair, on="terms")
+    assert "no accuracy to show</h1>" in page.text and "61.0" not in re.sub(
+        r"<script.*?</script>", "", page.text, flags=re.S
+    )
+    assert any(
+        "next_token, no mean of scores" in warning and "plain 0.610" in warning for warning in page.warnings
+    )
+
+
+@pytest.mark.parametrize("change", [{"low": None}, {"high": "x"}, {"n": 1e300}, {"value": 1e308}])
+def test_a_damaged_figure_has_a_page(own_pair, change):
+    results = json.loads((own_pair[0] / "results.json").read_text())
+    results["answers"]["accuracy"] |= change
+    (own_pair[0] / "results.json").write_text(json.dumps(results))
+    header = own_pair[0] / "answers/finetune/answers/answers.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"data_sha256": [1]}))
+    assert '<section id="setup"' in runs_page(own_pair[:1]).text and runs_page(own_pair).warnings
+
+
+def test_marks_of_direction_end_with_their_text(own_pair):
+    run = own_pair[1].rename(own_pair[1].with_name("dir\u202ect\x1b"))
+    text = runs_page([own_pair[0], run]).text
+    assert "dir\ufffdct\ufffd" in text and "<h1>dir\ufffdct\ufffd answers" in text
+    assert "span) { unicode-bidi: isolate; }" in text

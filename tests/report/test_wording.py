@@ -67,3 +67,14 @@ def test_lists_and_plurals():
 @pytest.mark.parametrize("value", [True, "3", None, math.nan, math.inf, [1], 10**400])
 def test_only_finite_numbers_are_numbers(value):
     assert wording.finite(value) is None
+
+
+def test_an_interval_has_both_ends_or_none():
+    assert wording.ends_of({"low": 1, "high": 2.5}) == (1.0, 2.5)
+    for value in ({"low": 1}, {"high": 1, "low": None}, {"low": "1", "high": 2}, {}):
+        assert wording.ends_of(value) == (None, None)
+
+
+def test_a_name_has_no_characters_that_do_not_show():
+    assert wording.shown_name("größe 日本") == "größe 日本"
+    assert wording.shown_name("a\u202eb\x1b[1m\n") == "a\ufffdb\ufffd[1m\ufffd"

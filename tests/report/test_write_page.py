@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from lmmkit.cli import app
 from lmmkit.errors import UserError
 from lmmkit.report.write_page import write_page
+from tests.support.ablation_file import write_ablation
 from tests.support.run_folders import make_pair
 
 
@@ -46,3 +47,14 @@ def test_the_command_prints_the_page_and_what_it_marks(pair, tmp_path):
     assert done.exit_code == 0 and "marked on the page: plain has no plan" in done.stdout
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "s.html")])
     assert done.exit_code == 2 and "run/not-a-run" in done.stderr and not (tmp_path / "s.html").exists()
+
+
+def test_the_file_of_a_grid_may_have_any_name(pair, tmp_path):
+    copy = (write_ablation(tmp_path) / "ablation.json").rename(tmp_path / "tokens.json")
+    assert write_page([copy], tmp_path / "page.html").size > 10_000
+    for path in (pair[0] / "run.json", pair[0] / "metrics.jsonl"):
+        with pytest.raises(UserError, match="run/not-a-run"):
+            write_page([path], tmp_path / "page.html")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="run/not-a-run"):
+        write_page([tmp_path / "list.json"], tmp_path / "page.html")

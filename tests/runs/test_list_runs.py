@@ -99,3 +99,18 @@ def test_bad_results_have_no_figures(tmp_path, text):
     run = make(tmp_path / "run")
     run.results.write_text(text)
     assert summarise_run(run).figures == {}
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "true", "1" + 400 * "0"])
+def test_a_number_that_no_float_holds_is_none(tmp_path, value):
+    run = make(tmp_path / "run")
+    run.results.write_text(f'{{"answers": {{"accuracy": {{"value": {value}}}, "right": {{"value": 1}}}}}}')
+    run.metrics.write_text(
+        f'{{"step": 1, "stage": "one", "loss": {value}}}\n{{"step": 2, "stage": "one", "loss": 3}}\n'
+    )
+    found = summarise_run(run)
+    assert found.figures == {"answers/right": 1.0} and found.loss == 3.0
+
+
+def test_a_stage_with_a_name_that_no_file_has_is_not_done(tmp_path):
+    assert summarise_run(make(tmp_path / "run", plans={300 * "x": "y"})).state == "stopped"

@@ -152,11 +152,12 @@ def compare(
     lines = [("task", "A", "B", "B - A", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
     for each in found:
         d = each.difference
-        assert d.low is not None and d.high is not None, "there are common questions"
+        interval = "-" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        detectable = "-" if each.detectable is None else f"{100 * each.detectable:.1f}"
         lines.append((
             each.task, f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * d.value:+.1f}",
-            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}", f"{each.only_first:,}", f"{each.only_second:,}",
-            f"{each.p:.2g}", f"{each.p_holm:.2g}", f"{100 * each.detectable:.1f}", f"{each.n:,}",
+            interval, f"{each.only_first:,}", f"{each.only_second:,}", f"{each.p:.2g}", f"{each.p_holm:.2g}",
+            detectable, f"{each.n:,}",
         ))  # fmt: skip
     print_table(aligned(f"A: {first}   B: {second}", lines))
     for each in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lmmkit.ablation.stage_runs import ArmOnData
     from lmmkit.ablation.store import Store
     from lmmkit.ablation.trial import StepCost
+    from lmmkit.errors import Problem
 
 ToMeasure = Literal["nothing", "lengths", "all"]
 """What is measured that is not kept: nothing; what the lengths of runs need; also what the forecast needs."""
@@ -127,11 +128,22 @@ def _opened(file: GridFile, arms: Sequence[Arm], trust_files: bool) -> list[ArmO
     ]
     raise_together(tried)
     found = [each.value for each in tried]
-    keys = {
-        (each.arm.name, each.arm.where): each.stage_runs(0, each.steps)[-1].key for each in found[: len(arms)]
-    }
-    raise_all(replace(problem, where=file.places.where(problem.where)) for problem in equal_problems(keys))
+    keys = [each.stage_runs(0, each.steps)[-1].key for each in found]
+    n = len(arms)
+    problems = [*equal_problems(list(zip(arms, keys[:n], strict=True))), *_equal_roots(file, keys[::n])]
+    raise_all(replace(problem, where=file.places.where(problem.where)) for problem in problems)
     return found
+
+
+def _equal_roots(file: GridFile, keys: Sequence[str]) -> Iterator[Problem]:
+    """Yields a problem for each root whose data are those of an earlier one: their runs would be the same, and count
+    twice. `keys`: of the base on each root."""
+    from lmmkit.errors.ablation import EQUAL_ROOTS
+
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            first, second = (file.grid.root[j] for j in (keys.index(key), i))
+            yield EQUAL_ROOTS.at(f"root.{i}", got=f"`{second}`, with the same data as `{first}`")
 
 
 def _cores() -> int:

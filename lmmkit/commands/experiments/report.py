@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.support.common import STARTING, out, reporting
+from lmmkit.commands.support.common import STARTING, print_text, reporting
 from lmmkit.progress import working
 
 Paths = Annotated[
@@ -35,8 +35,8 @@ def report(
 
     with working("writing the page"):
         written = write_page(runs, to, on=on)
-    out.print(
+    print_text(
         f"{written.path}: {written.size / 1e6:.2f} MB, one file that loads nothing; open it in a browser"
     )
     for line in written.warnings:
-        out.print(f"marked on the page: {line}")
+        print_text(f"marked on the page: {line}")

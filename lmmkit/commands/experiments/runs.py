@@ -62,17 +62,17 @@ def show_runs(
 
 
 def _print_pair(a: RunSummary, b: RunSummary) -> None:
-    """Prints two runs next to each other: where each is, what it cost, and every figure that both have."""
+    """Prints two runs next to each other: where each is, what it cost, and every figure of either."""
     table = Table(title=f"A: {a.run.path}\nB: {b.run.path}", title_justify="left")
     for column in ("", "A", "B", "B - A"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("state", "recipe", "stage", "started"):
         table.add_row(name, getattr(a, name), getattr(b, name), "")
     table.add_row("step", f"{a.step:,}", f"{b.step:,}", f"{b.step - a.step:+,}")
-    both = {"loss": (a.loss, b.loss)}
-    both |= {name: (value, b.figures[name]) for name, value in a.figures.items() if name in b.figures}
+    either = {"loss": (a.loss, b.loss)}
+    either |= {name: (a.figures.get(name), b.figures.get(name)) for name in {**a.figures, **b.figures}}
     table.add_row("CPU time", *(duration(x) if x is not None else "" for x in (a.cpu_seconds, b.cpu_seconds)))
-    for name, (left, right) in both.items():
+    for name, (left, right) in either.items():
         if name.count("/") < 2:  # "TASK/FIGURE/DETAIL" is a detail
             change = "" if left is None or right is None else f"{right - left:+.4g}"
             table.add_row(name, _number(left), _number(right), change)

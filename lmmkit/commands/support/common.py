@@ -102,14 +102,16 @@ def safe(text: str) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table that fits the terminal. No text is cut off."""
+    """Prints a table that fits the terminal. No text is cut off, and none has terminal codes."""
+    for column in table.columns:
+        column._cells = [safe(cell) if isinstance(cell, str) else cell for cell in column.cells]
     out.print(fitted(table, out.width))
 
 
 def print_text(text: str) -> None:
     """Prints lines of text. A terminal gets them broken between words, with the further lines indented; elsewhere they
     are as they are."""
-    for line in text.splitlines() or [""]:
+    for line in safe(text).splitlines() or [""]:
         out.print(wrapped(line, out))
 
 

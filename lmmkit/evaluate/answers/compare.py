@@ -28,7 +28,8 @@ class Comparison:
     `first`, `second`: mean scores. `difference`: second minus first, with its interval by clusters.
     `only_first`, `only_second`: questions that only one of them has right. `p`: of McNemar's exact test, or for
     scores between 0 and 1 of a test by random signs; `p_holm`: corrected for all tasks. `detectable`: the smallest
-    true difference that a test at 5 % finds four times of five, with these questions. `n`: common questions;
+    true difference that a test at 5 % finds four times of five, with these questions; None, as the interval, if all
+    are of one cluster. `n`: common questions;
     `left_out`: scored questions that only one of them has answered.
     """
 
@@ -40,7 +41,7 @@ class Comparison:
     only_second: int
     p: float
     p_holm: float
-    detectable: float
+    detectable: float | None
     n: int
     left_out: int
 
@@ -69,15 +70,18 @@ def compare_answers(task: str, first: Sequence[Answer], second: Sequence[Answer]
     if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
         both, neither = int(((a == 1) & (b == 1)).sum()), int(((a == 0) & (b == 0)).sum())
         p = float(mcnemar([[both, only_first], [only_second, neither]], exact=True).pvalue)
+    elif len(common) == 1:
+        p = 1.0  # both signs are as far from 0
     else:
         p = float(
             stats.permutation_test(
                 (b - a,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, rng=0
             ).pvalue
         )
-    assert difference.low is not None and difference.high is not None, "it has items"
-    error = (difference.high - difference.low) / (2 * stats.norm.ppf(1 - LEVEL / 2))
-    detectable = float(error * (stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)))
+    detectable = None
+    if difference.low is not None and difference.high is not None:
+        error = (difference.high - difference.low) / (2 * stats.norm.ppf(1 - LEVEL / 2))
+        detectable = float(error * (stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)))
     return Comparison(
         task=task, first=float(a.mean()), second=float(b.mean()), difference=difference, only_first=only_first,
         only_second=only_second, p=p, p_holm=p, detectable=detectable, n=len(common),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -76,14 +77,25 @@ def answer_of(line: bytes | str, where: str) -> Answer:
     try:
         raw = json.loads(line)
         answer = Answer(**{**raw, "images": tuple(raw["images"])})
-        if not (
-            isinstance(answer.id, str) and isinstance(answer.raw, str) and answer.condition in CONDITIONS
-        ):
+        if not isinstance(raw["images"], list) or not _is_sound(answer):
             raise ValueError("a field of another type")
         return answer
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         got = f"no answer ({error})"
         raise UserError(DAMAGED.at(where, got=got, fields=", ".join(FIELDS))) from None
+
+
+def _is_sound(answer: Answer) -> bool:
+    """Returns whether the fields that are computed with or shown have their types."""
+    known = (answer.id, answer.raw, answer.question, answer.cluster, answer.prompt_sha, *answer.images)
+    texts = (*known, *(text for text in (answer.parsed, answer.majority) if text is not None))
+    groups = answer.groups.values() if isinstance(answer.groups, dict) else (None,)
+    numbers = (number for number in (answer.score, answer.lenient) if number is not None)
+    return (
+        answer.condition in CONDITIONS
+        and all(isinstance(text, str) for text in (*texts, *groups))
+        and all(type(n) in (int, float) and abs(n) <= sys.float_info.max for n in numbers)
+    )
 
 
 def data_sha(items: Iterable[Item]) -> str:

@@ -6,18 +6,25 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lmmkit.evaluate.answers.schema import OWN
 from lmmkit.report.asked import AskedRuns, not_adding_up
 from lmmkit.report.loaded_run import DRAWN, LoadedRun
 from lmmkit.report.sections.measures import Measure
 from lmmkit.report.wording import finite, in_words, plain_number, plural
 
+FEW = 10  # images or scenes, below which a bootstrap of them shows too little spread
 VARIED = 2.0  # how far apart the 5th and 95th percentile of a speed make times no clean measure
 
 
-def cautions(runs: Sequence[LoadedRun], own: Measure | None) -> Iterator[str]:
+def cautions(asked: AskedRuns, own: Measure | None) -> Iterator[str]:
     """Yields what the intervals do not show. `own`: the accuracy, if there is one."""
+    runs = asked.runs
     if own is None:
         return
+    every = [each[OWN].cluster or id for of in asked.of for id, each in of.answers.items()]
+    if any(own.differences) and (n := len(set(every))) < FEW:
+        what = "have no interval" if n == 1 else "have intervals that are too narrow"
+        yield f"The questions are about {plural(n, 'image or scene', 'images or scenes')}: differences {what}."
     if len(runs) == 1:
         yield (
             "One seed. The interval is about the questions that were asked: another seed may give another figure."
@@ -62,6 +69,17 @@ def distrust(asked: AskedRuns) -> Iterator[str]:
     for run in runs:
         if run.missing:
             yield f"{run.name} has {in_words(list(run.missing))}."
+    for run in runs:
+        if run.steps and (begin := int(run.steps[0]["step"])) > run.every:
+            yield (
+                f"The log of {run.name} begins at step {begin:,}: its tokens and times are without the steps before."
+            )
+    for run, answers in zip(runs, asked.of, strict=True):
+        if answers.whole and not answers.header:
+            yield (
+                f"{run.name} has no answers.json beside its answers: whether they are to the questions of the other "
+                "runs is not known."
+            )
     if asked.task is None:
         yield "No run has results of questions, so there is no accuracy: `lmmkit eval RUN` writes them."
     without = [run.name for run, answers in zip(runs, asked.of, strict=False) if not answers.whole]
@@ -96,7 +114,7 @@ def _other_questions(asked: AskedRuns) -> Iterator[str]:
             sum(1 for _ in asked.common(first, i)),
             (len(asked.of[first].answers), len(asked.of[i].answers)),
         )
-        hashes = {asked.of[k].header.get("data_sha256") for k in (first, i)}
+        hashes = {str(asked.of[k].header.get("data_sha256")) for k in (first, i) if asked.of[k].header}
         if n < max(a, b):
             yield (
                 f"{name} answered another set of questions than {other}: {n:,} of {b:,} and {a:,} are the same. "

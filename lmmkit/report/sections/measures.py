@@ -24,6 +24,7 @@ LOOKS = {
     "object_attention": ("that row's attention on the object asked for", "object"),
 }
 """The figures of attention in results.json: what they are, and the field of a line of attention.jsonl."""
+WIDEST = 1e6  # of half an axis: a damaged file may have any number
 GAINS = {"visual_gain_swapped": "swapped", "visual_gain": "blank"}
 
 
@@ -41,7 +42,7 @@ class Measure:
 def half_width(differences: Sequence[Figure | None]) -> float:
     """Returns half the width of an axis of differences: a multiple of 5 points that holds all intervals."""
     ends = [abs(end) for d in differences if d for end in (d.value, d.low, d.high) if end is not None]
-    return max(0.05, math.ceil(max(ends, default=0.0) * 20 - 1e-9) / 20)
+    return max(0.05, math.ceil(min(max(ends, default=0.0), WIDEST) * 20 - 1e-9) / 20)
 
 
 def leaves_out_zero(difference: Figure | None) -> bool:

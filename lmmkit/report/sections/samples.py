@@ -16,6 +16,7 @@ from lmmkit.report.wording import finite
 
 MOST = 2_000  # questions, however small they are
 SHRINK = 0.8
+LONGEST = 10_000  # characters of a text
 WITH_IMAGE = (OWN, "swapped", "empty")  # the conditions that show the image of a file
 
 
@@ -92,7 +93,8 @@ def _row(asked: AskedRuns, runs: Sequence[int], conditions: Sequence[str], id: s
     answers = [asked.of[i].answers[id] for i in runs]
     own = answers[0][OWN]
     data = {
-        "k": id, "t": kinds_of(answers[0]), "q": own.question, "g": _gold(own.gold), "m": own.majority,
+        "k": id, "t": kinds_of(answers[0]), "q": _clipped(own.question), "g": _clipped(_gold(own.gold)),
+        "m": own.majority and _clipped(own.majority),
         "a": [[_text(each, c) for c in conditions] for each in answers],
         "r": [[_score(each, c) for c in conditions] for each in answers],
         "h": [_attention(asked.of[i].attention.get(id)) for i in runs],
@@ -103,7 +105,12 @@ def _row(asked: AskedRuns, runs: Sequence[int], conditions: Sequence[str], id: s
 
 def _text(answers: OfOne, condition: str) -> str | None:
     found = answers.get(condition)
-    return None if found is None else found.raw.strip()
+    return None if found is None else _clipped(found.raw.strip())
+
+
+def _clipped(text: str) -> str:
+    """Returns the beginning of a text that would leave no room for others, with its length."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\u2026 ({len(text):,} characters)"
 
 
 def _score(answers: OfOne, condition: str) -> float | None:

@@ -53,7 +53,7 @@ def summarise_runs(asked: AskedRuns, puzzles: Sequence[PuzzleResult]) -> Summary
     return Summary(
         kicker=_kicker(asked), head=_head(asked, own, difference), lead=_lead(runs, own, difference),
         more=" ".join(filter(None, more)),
-        notes=[note for note in (*cautions(runs, own), uneven_speed(runs)) if note], warnings=list(distrust(asked)),
+        notes=[note for note in (*cautions(asked, own), uneven_speed(runs)) if note], warnings=list(distrust(asked)),
         difference=difference, measures=measures, costs=costs, reach=half_width([difference]),
     )  # fmt: skip
 

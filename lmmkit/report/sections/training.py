@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-from lmmkit.report.loaded_run import DRAWN, LoadedRun
+from lmmkit.report.loaded_run import DRAWN, LoadedRun, running_sums
 from lmmkit.report.wording import finite
 
 POINTS, OF_ONE = 12_000, 3_000
@@ -74,9 +73,7 @@ def _curves(number: int, run: LoadedRun, points: int) -> dict[str, Any]:
     width = max(1, math.ceil(len(steps) / points))
     bins = [range(i, min(i + width, len(steps))) for i in range(0, len(steps), width)]
     last = [each[-1] for each in bins]
-    tokens, seconds = (
-        list(accumulate(finite(s.get(k)) or 0.0 for s in steps)) for k in ("tokens", "seconds")
-    )
+    tokens, seconds = ([run.every * x for x in running_sums(steps, key)] for key in ("tokens", "seconds"))
     stages = list(dict.fromkeys(str(s.get("stage")) for s in steps))
     names = [
         k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -109,3 +110,12 @@ def test_kept_measurements_of_commands_are_read_again(opened):
     write_json_atomic(path, asdict(COST))
     assert process_trial.kept_process_cost(store, base) == COST
     assert process_trial.process_cost(store, base, {}, load=0.0) == COST
+
+
+def test_data_folders_with_the_same_data_are_refused(opened, scenes, tmp_path):
+    copy = shutil.copytree(scenes, tmp_path / "copy")
+    text = GRID.split("  broken")[0].replace("root: ROOT", f"root: [ROOT, {copy}]")
+    with pytest.raises(UserError, match="ablation/equal-roots") as error:
+        plan_grid(*opened(text), 2, "nothing", OPTIONS)
+    (problem,) = error.value.problems
+    assert problem.got == f"`{copy}`, with the same data as `{scenes}`" and problem.where.endswith("root.1")

@@ -28,10 +28,12 @@ def test_two_runs_next_to_each_other(tmp_path):
     for name, value in (("a", 0.5), ("b", 0.75)):
         run = make(tmp_path / name, sessions=SESSIONS)
         run.results.write_text(
-            json.dumps({"answers": {"accuracy": {"value": value}, "accuracy/x": {"value": 1}}})
-        )
+            json.dumps({"answers": {"accuracy": {"value": value}, "accuracy/x": {"value": 1}, f"only_{name}": {"value": 0.125}}})
+        )  # fmt: skip
     text = lmmkit("runs", "--compare", tmp_path / "a", tmp_path / "b")
     assert "answers/accuracy" in text and "+0.25" in text and "accuracy/x" not in text
+    rows = [line.replace("\u2502", " ").split() for line in text.splitlines()]
+    assert ["answers/only_a", "0.125"] in rows and ["answers/only_b", "0.125"] in rows, "of one run alone"
 
 
 def test_json(tmp_path):
@@ -52,3 +54,11 @@ def test_a_folder_of_runs_that_is_no_run_names_them(tmp_path):
     text = lmmkit("runs", "--compare", tmp_path, tmp_path / "llava", code=2)
     assert "run/not-a-run" in text
     assert "".join(f"{tmp_path / 'direct'}, {tmp_path / 'llava'}.".split()) in "".join(text.split())
+
+
+def test_names_are_whole_and_have_no_terminal_codes(tmp_path):
+    for name in ("[bold]x", "\x1b[31mred", "\u202eleft"):
+        make(tmp_path / name, sessions=[{"command": f"lmmkit train '{name}.yaml'"}])
+    text = lmmkit("runs", tmp_path)
+    assert all(shown in text for shown in ("[bold]x", "?[31mred", "?left"))
+    assert "\x1b" not in text and "\u202e" not in text

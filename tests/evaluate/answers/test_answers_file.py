@@ -65,7 +65,25 @@ def test_a_damaged_line_is_named(folder, line):
 
 
 def test_an_answer_with_a_field_of_another_type_is_damaged():
-    for change in ({"id": 3}, {"condition": "blanc"}, {"raw": None}, {"images": 3}, {"extra": 1}):
+    changes = [
+        {"id": 3},
+        {"condition": "blanc"},
+        {"raw": None},
+        {"images": 3},
+        {"extra": 1},
+        {"images": "ab"},
+        {"images": [3]},
+    ]
+    changes += [{"score": value} for value in ("1", True, [1], float("nan"), float("inf"), 10**400)]
+    changes += [
+        {"lenient": "1"},
+        {"groups": ["x"]},
+        {"groups": {"type": 3}},
+        {"groups": None},
+        {"cluster": 4},
+        {"parsed": 3},
+    ]
+    for change in changes:
         line = json.dumps(json.loads(answer("a").as_line()) | change)
         with pytest.raises(UserError, match="answers/damaged"):
             answer_of(line, "x.jsonl:1")

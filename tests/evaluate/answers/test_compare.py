@@ -94,3 +94,10 @@ def test_without_the_extra_its_name_is_given(monkeypatch):
     with pytest.raises(MachineError, match="answers/not-installed") as error:
         libraries()
     assert "lmmkit[stats]" in error.value.problems[0].hint
+
+
+def test_questions_of_one_image_have_no_interval():
+    for first, second, p in (([1, 1], [0, 0], 0.5), ([0.3, 0.6], [0.0, 0.0], 0.5), ([0.3], [0.6], 1.0)):
+        found = compare_answers("t", answers(first), answers(second))
+        assert (found.difference.low, found.difference.high, found.detectable) == (None, None, None)
+        assert found.p == pytest.approx(p)
