@@ -92,7 +92,7 @@ def open_shards(pattern: Path, indexing: Indexing) -> ShardRecords:
 def shards_size(pattern: Path) -> int:
     """Returns the bytes of all shards that can be read; 0 for a pattern that `open_shards` refuses."""
     with suppress(LmmkitError):
-        return sum(path.stat().st_size for path in _named(pattern) if path.is_file())
+        return sum(path.stat().st_size for path in _named(pattern) if os.path.isfile(path))
     return 0
 
 

@@ -95,6 +95,9 @@ def test_marks_in_the_names_of_folders_are_plain_characters(tmp_path):
         written(tmp_path / name)
         for pattern in ("s-{000..001}.tar", "*.tar", "s-000.tar"):
             assert len(opened(tmp_path / name / pattern)) == (5 if pattern == "s-000.tar" else 10)
+    for name in ("x" * 300 + ".tar", "x" * 300 + "/*.tar"):
+        with pytest.raises(UserError, match="records/file"):
+            opened(tmp_path / name)
     written(tmp_path)
     (tmp_path / "s-000.tar").rename(tmp_path / "s-{0,1}.tar")
     assert len(opened(tmp_path / "s-{0,1}.tar")) == 5

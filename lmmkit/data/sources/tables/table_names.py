@@ -130,14 +130,17 @@ def _of_state(folder: Path) -> list[Path]:
         names = [each["filename"] for each in state["_data_files"]]
         indices = state.get("_indices_data_files")
         good = all(type(name) is str and os.path.basename(name) == name != "" for name in names)
-    except (OSError, ValueError, KeyError, TypeError):
+        good = good and len(set(names)) == len(names)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         good, names, indices = False, [], None
     if indices:
         got = "a selection of the records in a file of indices, as old versions of `datasets` wrote it"
         raise _refused(folder / _STATE, got, "a folder that `save_to_disk` of a present version has written")
     if not good or not names:
         raise _refused(
-            folder / _STATE, "no names of data files", "the list `_data_files` that `save_to_disk` writes"
+            folder / _STATE,
+            "no names of data files, or one twice",
+            "the list `_data_files` that `save_to_disk` writes",
         )
     return [folder / name for name in names]
 

@@ -365,7 +365,15 @@ def test_a_folder_of_save_to_disk(folder):
     (folder / "data" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     (found,) = problems(folder / "data")
     assert found.code == "records/file" and "train" in found.got
-    for broken in ("{", "[]", '{"_data_files": [{"filename": "../x.arrow"}]}', '{"_data_files": []}'):
+    twice = json.dumps({"_data_files": 2 * state["_data_files"]})
+    for broken in (
+        "{",
+        "[]",
+        "[" * 100_000,
+        twice,
+        '{"_data_files": [{"filename": "../x.arrow"}]}',
+        '{"_data_files": []}',
+    ):
         (data / "state.json").write_text(broken)
         assert [p.code for p in problems(data)] == ["records/file"]
 
