@@ -87,7 +87,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Computes `F.linear`. For few rows without a graph, as in generation, the CPU library leaves threads
     idle or reads the weight twice; `_of_few` does not (docs/performance.md).
     """
-    if torch.is_grad_enabled():  # first, so that a compiled graph of training does not depend on the number of rows
+    if torch.is_grad_enabled():  # asked first: a compiled graph of training serves any number of rows
         return F.linear(x, weight, bias)
     few = x.ndim == 2 and 0 < len(x) <= FEW and x.device.type == "cpu" and x.dtype == torch.float32
     if not few:

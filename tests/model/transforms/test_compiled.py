@@ -90,13 +90,14 @@ def test_one_graph_a_half_serves_images_of_any_size_and_number(graphs):
     for images, plain in zip(batches, want, strict=True):
         assert_same(seen_and_learned(encoder, images), plain, 2e-6)
         assert len(graphs) == 2, "the halves"
-    for pixels_ICXY in (square, square[:1]):
-        assert off(encoder(pixels_ICXY), dense[: len(pixels_ICXY)]) < 2e-6
+    assert off(encoder(square), dense) < 2e-6
     with torch.no_grad():
         for images, plain in zip(batches, want, strict=True):
-            assert off(encoder.packed(images), plain["seen"]) < 2e-6
-    assert len(graphs) == 2 * 5, "packed, several and one; without a gradient packed, and a few patches packed"
-    assert limit >= 7, "dynamo keeps so many of each half: also several and one without a gradient"
+            if len(plain["seen"]) > FEW:
+                assert off(encoder.packed(images), plain["seen"]) < 2e-6
+    assert len(graphs) == 2 * 3, "packed, of one size, packed without a gradient"
+    # the kinds are packed, several and one of one size, each with and without a gradient, and few without a gradient
+    assert limit >= 7, "dynamo keeps so many of each half, and then compiles no more"
 
 
 def test_low_rank_updates_are_part_of_the_graph(graphs):
