@@ -134,12 +134,12 @@ class Objective(nn.Module):
     def _states(self, batch: Batch) -> tuple[ModelOutput, dict[Need, Tensor]]:
         """Returns the output of the decoder and the features of teachers, and the needs that the stage's reference
         gives."""
-        seen_IND, scored = None, {}
+        seen, scored = None, {}
         if batch.reference is not None:
             (reference,) = self.references
-            seen_IND = self.lmm.encode(batch.pixels_ICXY)
-            scored = reference(batch, seen_IND)
-        out = self.lmm(batch, self.tokens(batch), seen_IND)
+            seen = self.lmm.see(batch)
+            scored = reference(batch, seen)
+        out = self.lmm(batch, self.tokens(batch), seen)
         return out._replace(features={**out.features, **self._teacher_features(batch)}), scored
 
     @torch.no_grad()

@@ -57,6 +57,18 @@ class Patches:
         return cls(torch.cat(cut).flatten(1), grids)
 
     @property
+    def side(self) -> int:
+        """Returns the width and height of a patch, in pixels."""
+        return math.isqrt(self.patch_RF.shape[1] // 3)
+
+    def after(self, pixels_ICXY: Tensor) -> Patches:
+        """Returns the patches of images of one size, then these."""
+        if not len(pixels_ICXY):
+            return self
+        sized = Patches.of(list(pixels_ICXY), self.side)
+        return Patches(torch.cat([sized.patch_RF, self.patch_RF]), (*sized.grids, *self.grids))
+
+    @property
     def lengths(self) -> list[int]:
         """Returns the number of patches of each image."""
         return [lines * columns for lines, columns in self.grids]
@@ -65,11 +77,10 @@ class Patches:
         """Returns the pixels [3, X, Y] of an image."""
         (lines, columns), start = self.grids[image], sum(self.lengths[:image])
         patch_NF = self.patch_RF[start : start + lines * columns]
-        side = math.isqrt(patch_NF.shape[1] // 3)
         return (
-            patch_NF.view(lines, columns, 3, side, side)
+            patch_NF.view(lines, columns, 3, self.side, self.side)
             .permute(2, 0, 3, 1, 4)
-            .reshape(3, lines * side, columns * side)
+            .reshape(3, lines * self.side, columns * self.side)
         )
 
 

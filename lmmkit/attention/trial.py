@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lmmkit.attention.eager import Eager
-from lmmkit.attention.forest import roots
-from lmmkit.attention.interface import AttentionFn, Heads
+from lmmkit.attention.forest import blocks, roots
+from lmmkit.attention.interface import AttentionFn, Heads, Rotary
 from lmmkit.attention.schedule import AttentionSpec
 
 MOST_ERROR = 0.1  # of the largest value: bfloat16 errs by a tenth of this, a wrong layout by all of it
@@ -26,17 +26,20 @@ CPU = torch.device("cpu")
 # Two documents, one with an image whose mass is read. Some kernels treat multiples of 32 rows in another way.
 _ROW_T = torch.arange(32 + 9, device=CPU)
 SPEC = AttentionSpec(roots((32, 9)), (_ROW_T >= 3) & (_ROW_T < 12), _ROW_T[20:30])
+IMAGES = AttentionSpec(blocks((32, 9)), _ROW_T < 0, _ROW_T[:0])  # two packed images of unlike sizes
 
 
 class Conditions(NamedTuple):
     """Describes where attention is to run: device and number format, heads of the decoder and of the encoder
-    (None: it has attention of its own, or there is none), and whether all kernels have to be deterministic."""
+    (None: it has attention of its own, or there is none), whether all kernels have to be deterministic, and whether
+    the encoder gets packed images, of unlike sizes."""
 
     device: torch.device
     dtype: torch.dtype
     decoder: Heads = Heads(2, 2, 64)
     encoder: Heads | None = None
     deterministic: bool = False
+    packed_images: bool = False
 
 
 class Backend(Protocol):
@@ -110,23 +113,44 @@ def _undisturbed(at: Conditions) -> Iterator[None]:
 
 def _results(backend: Backend, at: Conditions) -> tuple[list[Tensor], list[Tensor]]:
     """Returns what the backend computes there, and what `eager` does on the CPU in float64."""
-    mine = _packed(backend, at, at.device, at.dtype)
-    plain = _packed(Eager(), at, CPU, torch.float64)
+    mine = _packed(backend, at.decoder, at, at.device, at.dtype)
+    plain = _packed(Eager(), at.decoder, at, CPU, torch.float64)
     if at.encoder is not None:
-        mine += _dense(backend, at.encoder, at, at.device, at.dtype)
-        plain += _dense(Eager(), at.encoder, at, CPU, torch.float64)
+        encoder = _images if at.packed_images else _dense
+        mine += encoder(backend, at.encoder, at, at.device, at.dtype)
+        plain += encoder(Eager(), at.encoder, at, CPU, torch.float64)
     return mine, plain
 
 
-def _packed(backend: Backend, at: Conditions, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def _packed(
+    backend: Backend, heads: Heads, at: Conditions, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
     """Returns outputs, mass and gradients of `SPEC`."""
-    heads, T = at.decoder, len(SPEC.forest)
-    sizes = (T, (heads.q + 2 * heads.kv) * heads.size), (T, heads.q * heads.size)
-    qkv_TC, d_TC = (x.to(device, dtype) for x in _drawn(at.dtype, *sizes))
-    leaf, turn = qkv_TC.requires_grad_(), torch.ones(T, 1, heads.size // 2, device=device)
-    out_TC, mass_R = backend.prepare(SPEC, device)(leaf * 1, heads, (turn, 0 * turn))
+    leaf, d_TC, unturned = _rows(heads, at, device, dtype)
+    out_TC, mass_R = backend.prepare(SPEC, device)(leaf * 1, heads, unturned)
     gradient = torch.autograd.grad([out_TC, mass_R], leaf, [d_TC, torch.ones_like(mass_R)])
     return [out_TC, mass_R, *gradient]
+
+
+def _images(
+    backend: Backend, heads: Heads, at: Conditions, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """Returns outputs and gradients of `IMAGES`, and of images of one size, which are encoded without packing."""
+    leaf, d_TC, unturned = _rows(heads, at, device, dtype)
+    out_TC, _ = backend.prepare(IMAGES, device)(leaf * 1, heads, unturned)
+    dense = _dense(backend, heads, at, device, dtype)
+    return [out_TC, *torch.autograd.grad(out_TC, leaf, d_TC), *dense]
+
+
+def _rows(
+    heads: Heads, at: Conditions, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Rotary]:
+    """Returns packed projections of as many rows as the specs have, a gradient of their outputs, and no rotation."""
+    T = len(_ROW_T)
+    sizes = (T, (heads.q + 2 * heads.kv) * heads.size), (T, heads.q * heads.size)
+    qkv_TC, d_TC = (x.to(device, dtype) for x in _drawn(at.dtype, *sizes))
+    turn = torch.ones(T, 1, heads.size // 2, device=device)
+    return qkv_TC.requires_grad_(), d_TC, (turn, 0 * turn)
 
 
 def _dense(

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
+from lmmkit.api.sample import Native
 from lmmkit.attention.backends import NoBackend, choice_text, choose
 from lmmkit.attention.interface import Heads
 from lmmkit.attention.trial import Backend, Conditions
@@ -34,7 +35,9 @@ def conditions(recipe: Recipe, device: torch.device) -> Conditions:
     if isinstance(text, TextScratch):
         at = at._replace(decoder=Heads(text.heads, text.kv_heads, text.head_size))
     if isinstance(vision, VisionScratch):
-        at = at._replace(encoder=Heads(vision.heads, vision.heads, vision.width // vision.heads))
+        heads = Heads(vision.heads, vision.heads, vision.width // vision.heads)
+        fits = (recipe.model.chat.image_fit, *(source.image_fit for source in recipe.data.values()))
+        at = at._replace(encoder=heads, packed_images=any(isinstance(fit, Native) for fit in fits))
     return at
 
 

@@ -278,6 +278,12 @@ TABLE_TEXT = Code(
     "records/table-text", cause="A text in a parquet or Arrow file is not valid UTF-8.",
     expected="text in UTF-8", hint="Correct or remove the record.",
 )
+TABLE_VALUE = Code(
+    "records/table-value",
+    cause="A record of a parquet or Arrow file has a value that Python lacks, such as a date after the year 9999.",
+    expected="texts, numbers, and dates and time zones that Python knows",
+    hint="Correct or remove the record or the field.",
+)
 TEXT = Code(
     "records/surrogate", cause="A record contains half of a surrogate pair, which UTF-8 cannot encode.",
     expected="characters that UTF-8 can encode", hint="Remove it from the record.",

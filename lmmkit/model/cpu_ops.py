@@ -87,8 +87,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Computes `F.linear`. For few rows without a graph, as in generation, the CPU library leaves threads
     idle or reads the weight twice; `_of_few` does not (docs/performance.md).
     """
+    if torch.is_grad_enabled():  # asked first: a compiled graph of training serves any number of rows
+        return F.linear(x, weight, bias)
     few = x.ndim == 2 and 0 < len(x) <= FEW and x.device.type == "cpu" and x.dtype == torch.float32
-    if not few or torch.is_grad_enabled():
+    if not few:
         return F.linear(x, weight, bias)
     out = _of_few(x, weight)
     return out if bias is None else out.add_(bias)

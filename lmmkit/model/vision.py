@@ -157,15 +157,19 @@ class ViT(nn.Module):
     def _segments(self, lengths: np.ndarray, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Returns attention over packed sequences of these lengths, each onto itself."""
         size, total = self.shape.width // self.shape.heads, int(lengths.sum())
-        spec = AttentionSpec(
-            blocks(lengths), torch.zeros(total, dtype=torch.bool), torch.empty(0, dtype=torch.int64)
-        )
-        run, heads = self.backend.prepare(spec, device), Heads(self.shape.heads, self.shape.heads, size)
+        heads = Heads(self.shape.heads, self.shape.heads, size)
+        run = self.backend.prepare(among_images(lengths), device)
         unturned = (
             torch.ones(total, 1, size // 2, device=device),
             torch.zeros(total, 1, size // 2, device=device),
         )
         return lambda qkv_TC: run(qkv_TC, heads, unturned)[0]
+
+
+def among_images(lengths: np.ndarray) -> AttentionSpec:
+    """Returns the attention of packed images of these numbers of tokens, each onto itself; on the host."""
+    none_T = torch.zeros(int(lengths.sum()), dtype=torch.bool)
+    return AttentionSpec(blocks(lengths), none_T, torch.empty(0, dtype=torch.int64))
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
@@ -229,7 +233,8 @@ class TimmViT(nn.Module):
         for grid in dict.fromkeys(images.grids):
             alike = [i for i, other in enumerate(images.grids) if other == grid]
             pixels_ICXY = torch.stack([images.pixels(i) for i in alike])
-            found |= dict(zip(alike, self(pixels_ICXY), strict=True))
+            seen_IND = self.forward(pixels_ICXY)  # not by hooks, which gather a sharded encoder for each size
+            found |= dict(zip(alike, seen_IND, strict=True))
         return torch.cat([found[i] for i in range(len(found))])
 
 

@@ -19,10 +19,22 @@ from lmmkit.model.image_rows import ImageRows
 from lmmkit.model.vision import TimmViT, ViT
 
 
+class Seen(NamedTuple):
+    """Holds the encoder's output for images of one size, [I, N, D], and for the patches of all others, [R, D], in
+    vision width; None without such images."""
+
+    sized_IND: Tensor | None = None
+    native_RD: Tensor | None = None
+
+    def detach(self) -> Seen:
+        """Returns the same output without its graph."""
+        return Seen(*(None if x is None else x.detach() for x in self))
+
+
 class ModelOutput(NamedTuple):
     """Holds the states after the final norm of rows `row_W` (ascending), the attention mass of rows `row_R`
     in each layer, the states of the rows `batch.inner` between blocks, the weights on chosen keys by need, the
-    encoder's output for the pixels of the batch, and by stage the features of all image rows that some need reads."""
+    encoder's output for the images of one size, and by stage the features of all image rows that some need reads."""
 
     row_W: Tensor
     hidden_WD: Tensor
@@ -45,21 +57,18 @@ class LMM(nn.Module):
         self.vision, self.connector, self.decoder = vision, connector, decoder
         self.backend, self.image_rows = backend, ImageRows()
 
-    def forward(
-        self, batch: Batch, tokens: Mapping[str, Tensor], seen_IND: Tensor | None = None
-    ) -> ModelOutput:
+    def forward(self, batch: Batch, tokens: Mapping[str, Tensor], seen: Seen | None = None) -> ModelOutput:
         """Runs one packed pass; the last layer outputs only the rows that are read.
 
         Args:
             batch: on the model's device.
             tokens: learned tokens [n, D] by scatter source ("plugins.<instance>").
-            seen_IND: the output of `encode`, if the caller has it already.
+            seen: the output of `see`, if the caller has it already.
         """
-        if seen_IND is None:
-            seen_IND = self.encode(batch.pixels_ICXY)
+        seen_IND, native_RD = self.see(batch) if seen is None else seen
         shown = any(scatter.source == "vision" for scatter in batch.scatters)
         projected_IND = self.project(seen_IND) if shown else None
-        x_TD = self.rows(batch, projected_IND, tokens)
+        x_TD = self.rows(batch, projected_IND, tokens, native_RD)
         attention_fns = self.attention_fns(batch.attention, batch.last, x_TD.device)
         out = self.decode(x_TD, batch.forest.pos_T, attention_fns, batch.inner)
         stages = {need.stage for need in batch.gathers if isinstance(need, VisionAt)}
@@ -102,6 +111,20 @@ class LMM(nn.Module):
         pos_T = pos_T.to(x_TD.device, non_blocking=True)
         return ModelOutput(row_W, *self.decoder(x_TD, pos_T, attention_fns, inner))
 
+    def see(self, batch: Batch) -> Seen:
+        """Returns the encoder's output for all images of a batch, from one pass.
+
+        Ranks that an encoder is sharded over must run it equally often, also if they have unlike kinds of images.
+        """
+        if batch.patches is None:
+            return Seen(self.encode(batch.pixels_ICXY))
+        dtype, sized = self.decoder.norm.weight.dtype, len(batch.pixels_ICXY)
+        images = batch.patches.after(batch.pixels_ICXY)
+        images = Patches(images.patch_RF.to(dtype), images.grids)
+        seen_RD = cast(ViT | TimmViT, self.vision).packed(images)
+        split = sum(images.lengths[:sized])
+        return Seen(seen_RD[:split].unflatten(0, (sized, -1)) if sized else None, seen_RD[split:])
+
     def encode(self, pixels_ICXY: Tensor) -> Tensor | None:
         """Returns [I, N, D] in vision width; None without images."""
         if not len(pixels_ICXY):
@@ -115,24 +138,25 @@ class LMM(nn.Module):
             None if seen_IND is None else self.image_rows.project(seen_IND, cast(Connector, self.connector))
         )
 
-    def rows(self, batch: Batch, projected_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
+    def rows(
+        self,
+        batch: Batch,
+        projected_IND: Tensor | None,
+        tokens: Mapping[str, Tensor],
+        native_RD: Tensor | None = None,
+    ) -> Tensor:
         """Returns row vectors [T, D]: token embeddings, then each scatter into its rows. `projected_IND`: what
-        the connector makes of the images; None if there are none."""
+        the connector makes of the images of one size; `native_RD`: the encoder's output for all others, of which each
+        patch is a row. None if there are none."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
         sources = {**self.image_rows.learned(self.connector), **tokens}
         if projected_IND is not None:
             sources["vision"] = projected_IND.flatten(0, 1)
-        if batch.patches is not None:
-            sources["native"] = self.native(batch.patches)
+        if native_RD is not None:
+            sources["native"] = self.connector(native_RD[None])[0]
         for scatter in batch.scatters:
             x_TD = x_TD.index_copy(0, scatter.row_N, sources[scatter.source][scatter.item_N].to(x_TD))
         return x_TD
-
-    def native(self, patches: Patches) -> Tensor:
-        """Returns the rows of images of unlike sizes, image by image: one for each patch, [R, D]."""
-        dtype = self.decoder.norm.weight.dtype
-        seen_RD = cast(ViT | TimmViT, self.vision).packed(Patches(patches.patch_RF.to(dtype), patches.grids))
-        return self.connector(seen_RD[None])[0]
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Returns the logits [S, V] in float32 or wider."""

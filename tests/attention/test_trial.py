@@ -1,6 +1,7 @@
 """The trial that decides whether a backend runs: on the CPU, and on a card that is not there (fake_cuda)."""
 
 from dataclasses import dataclass, field
+from unittest import mock
 
 import pytest
 import torch
@@ -73,6 +74,16 @@ def test_a_backend_is_refused_if_it_fails_or_if_its_results_are_not_those_of_eag
     assert len(backend.tried) == 2
 
 
+def test_packed_images_are_tried_as_such():
+    backend = Odd(lambda out, mass: (out, mass))
+    at = Conditions(CPU, torch.float32, encoder=Heads(2, 2, 8), packed_images=True)
+    assert refusal(backend, at) == ""
+    assert [len(spec.row_R) > 0 for spec in backend.tried] == [True, False]
+    assert [call.causal for call in backend.tried[1].calls] == [False]
+    wrong = Odd(lambda out, mass: (out * 1.5 if mass is not None and not len(mass) else out, mass))
+    assert refusal(wrong, at._replace(packed_images=False)) == "" != refusal(wrong, at)
+
+
 def test_an_encoder_alone_may_be_what_a_backend_cannot_run():
     @dataclass(frozen=True)
     class Undense(Odd):
@@ -118,6 +129,22 @@ def test_on_a_card_head_sizes_that_a_kernel_lacks_are_reasons(size, flash, sdpa)
     with fake_cuda():
         for backend, reason in ((Flash(), flash), (Sdpa(), sdpa), (Eager(), "")):
             assert reason in refusal(backend, at) and bool(reason) == bool(refusal(backend, at))
+
+
+def test_on_a_card_packed_images_need_a_kernel_for_the_heads_of_the_encoder():
+    """Takes heads for which there is dense attention on any card, here that of `eager`, but no packed kernel."""
+    at = BF16._replace(encoder=Heads(2, 2, 12))
+    packed, calls = at._replace(packed_images=True), []
+    with fake_cuda() as rules:
+        for tried in (BF16, BF16._replace(packed_images=True)):
+            rules.called.clear()
+            assert refusal(Flash(), tried) == ""
+            calls.append(rules.called.count("_flash_attention_backward"))
+        assert calls[1] == calls[0] + 1, "one call for all images"
+        with mock.patch.object(Sdpa, "dense", Eager.dense):
+            assert [refusal(backend, at) for backend in (Flash(), Sdpa(), Eager())] == ["", "", ""]
+            reasons = [refusal(backend, packed) for backend in (Flash(), Sdpa(), Eager())]
+    assert "multiple of 8" in reasons[0] and "not correctly aligned" in reasons[1] and reasons[2] == ""
 
 
 @needs_xformers

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lmmkit.api.batch import EmbedScatter
+from lmmkit.api.batch import EmbedScatter, Patches
 from lmmkit.api.sample import Image
 from lmmkit.attention.backends import Sdpa
 from lmmkit.attention.eager import Eager
@@ -97,6 +97,24 @@ def test_a_file_that_several_trees_show_is_encoded_once_and_learns_from_all():
         lmm(whole(batch), {}).hidden_WD.square().sum().backward()
         gradients.append(lmm.vision.patch.weight.grad.clone())
     assert off(gradients[0] + gradients[1], gradients[2]) < 1e-12 and gradients[2].abs().max() > 0
+
+
+@pytest.mark.parametrize(("sized", "native"), [(True, True), (True, False), (False, True), (False, False)])
+def test_images_of_all_kinds_go_through_the_encoder_in_one_pass(sized, native):
+    lmm, passes = tiny_lmm(), []
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(3, 4 * lines, 4 * columns) for lines, columns in ((1, 5), (3, 3), (4, 2))]
+    images = Patches.of([torch.randn(shape, generator=draw) for shape in shapes], 4)
+    batch, _ = packed([[prompt([5, 6, 7], name)] for name in "ab"] if sized else [[prompt([5, 6, 7])]])
+    batch = replace(batch, patches=images if native else None)
+    assert len(batch.pixels_ICXY) == 2 * sized
+    want = lmm.encode(batch.pixels_ICXY), lmm.vision.packed(images) if native else None
+    lmm.vision.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    seen = lmm.see(batch)
+    lmm(batch, {}, seen)
+    assert len(passes) == (sized or native)
+    for got, alone in zip(seen, want, strict=True):
+        assert (got is None) is (alone is None) and (got is None or off(got, alone) < 1e-5)
 
 
 def test_a_batch_without_images_does_not_run_the_encoder():

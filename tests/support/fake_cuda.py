@@ -19,12 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmmkit.attention import trial
 from lmmkit.attention.xformers_backend import loaded
+from lmmkit.model import vision
 
 
 @contextmanager
 def fake_cuda() -> Iterator[Rules]:
     """Makes a card with the capabilities of an H100 within the block, and yields the calls of its kernels."""
-    numpy = torch.Tensor.numpy
+    numpy, scheduled = torch.Tensor.numpy, vision.among_images
+
+    def on_host(lengths):
+        with unset_fake_temporarily():
+            return scheduled(lengths)
 
     def of_host(tensor: Tensor, **kwargs):
         with unset_fake_temporarily():
@@ -37,6 +42,7 @@ def fake_cuda() -> Iterator[Rules]:
             mock.patch("torch.cuda.is_bf16_supported", lambda *_: True),
             mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
             mock.patch.object(torch.Tensor, "numpy", of_host),
+            mock.patch.object(vision, "among_images", on_host),
             mock.patch.object(trial, "_difference", _same_shape),
             mock.patch.object(torch.autograd, "grad", gradients),
             _xformers_without_pinned_memory(),

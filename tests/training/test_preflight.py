@@ -89,6 +89,10 @@ def test_attention_is_tried_with_the_heads_and_kernels_of_the_recipe(tiny, monke
     want = Conditions(build.device_here(), torch.float32, Heads(text.heads, 1, text.head_size), encoder, True)
     assert set(tried) == {want._replace(dtype=build.compute_dtype(recipe, want.device))}
     assert build.conditions(recipe, torch.device("cuda")).dtype == torch.bfloat16
+    assert not want.packed_images
+    for key in ("data.questions", "model.chat"):
+        native = tiny(f"{key}.image_fit={{kind: native, max_patches: 9, multiple: 3}}")
+        assert build.conditions(native, want.device).packed_images
 
 
 def test_a_kernel_that_cannot_run_is_reported_together_with_the_rest_and_once(tiny):

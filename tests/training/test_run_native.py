@@ -11,12 +11,14 @@ import torch
 import lmmkit
 from lmmkit import build
 from lmmkit.api.sample import Native
+from lmmkit.attention.backends import Flash, Sdpa
+from lmmkit.attention.eager import Eager
 from lmmkit.cost_estimate import Load, estimate
 from lmmkit.data.image_files.image_file import image_size
 from lmmkit.data.images import normalise, read_image
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model
-from lmmkit.objective import sum_by_name
+from lmmkit.objective import sum_by_name, total
 from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import prepare
@@ -26,6 +28,7 @@ from lmmkit.training.run import train
 from lmmkit.training.triggers import Position
 from lmmkit.verify_export import require_equal, verify_export
 from tests.conftest import PLAIN
+from tests.support.fake_cuda import gradients, on_card
 from tests.test_cli import run as command
 from tests.training.test_run_tiles import ASKED, write, write_shapes
 
@@ -144,6 +147,29 @@ def test_attention_to_an_image_is_drawn_by_the_fit_of_its_source(recipe, fit, ch
     build.set_stage(objective, prepared.plans["finetune"], prepared.recipe.stages["finetune"], seed=0)
     drawn = stage_images(prepared, objective, Position("finetune", 1, 1), torch.device("cpu")).images
     assert "attention/image" in drawn and ("attention/response_to_image" in drawn) is shown
+
+
+@pytest.mark.parametrize("backend", [Flash(), Sdpa(), Eager()], ids=lambda each: each.name)
+def test_on_a_card_no_image_of_any_size_waits_for_the_device(recipe, backend):
+    """Runs the encoder alone, then the model with its gradients, on images of both kinds."""
+    source = "{kind: llava, records: finetune.json, images: ., template: vicuna_v1, image_fit: pad}"
+    prepared = prepare(recipe(f"data.more={source}", "stages.finetune.data={questions: 1, more: 1}"))
+    made = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    lmm, batch = made.lmm, prepared.pipeline("finetune").step(0)[0]
+    assert batch.patches is not None and len(set(batch.patches.grids)) > 1 and len(batch.pixels_ICXY)
+    made.compute = torch.bfloat16
+    lmm.backend = lmm.vision.backend = backend
+    with on_card(made) as rules, made.computing(torch.device("cuda")):
+        moved = batch.to("cuda")
+        seen = lmm.see(moved)
+        assert seen.native_RD.shape == (len(batch.patches.patch_RF), 32)
+        if backend == Flash():
+            assert rules.called == ["_flash_attention_forward"] * len(lmm.vision.blocks)
+        assert bool(rules.called) == (backend != Eager())
+        loss = total(made(moved).sums, {"next_token": 1.0}, batch.count)
+        found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
+    assert rules.waited == []
+    assert [each.shape for each in found] == [p.shape for p in made.parameters()]
 
 
 def test_rows_are_shown_and_estimated(recipe, folder, scenes, tmp_path):

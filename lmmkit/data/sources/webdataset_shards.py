@@ -25,7 +25,7 @@ from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.json_stream import MAX_RECORD
-from lmmkit.data.sources.tables.patterns import is_pattern, matching
+from lmmkit.data.sources.tables.patterns import folder_and_rest, is_pattern, matching
 from lmmkit.data.sources.tar_members import Member, members
 from lmmkit.errors import LmmkitError, MachineError, Problem, UserError
 from lmmkit.errors.data import LONG, NO_WEBDATASET, RECORDS_FILE, RECORDS_SHARD
@@ -92,7 +92,7 @@ def open_shards(pattern: Path, indexing: Indexing) -> ShardRecords:
 def shards_size(pattern: Path) -> int:
     """Returns the bytes of all shards that can be read; 0 for a pattern that `open_shards` refuses."""
     with suppress(LmmkitError):
-        return sum(path.stat().st_size for path in _named(pattern) if path.is_file())
+        return sum(path.stat().st_size for path in _named(pattern) if os.path.isfile(path))
     return 0
 
 
@@ -101,15 +101,18 @@ def _named(pattern: Path) -> list[Path]:
     if "\0" in str(pattern):
         raise _refused(pattern, "a NUL in it", "a pattern of shards")
     braces = _package("braceexpand").braceexpand
-    spans = (abs(int(a) - int(b)) + 1 for a, b in _RANGE.findall(str(pattern)))
+    if os.path.isfile(pattern):
+        return [pattern]
+    above, rest = folder_and_rest(pattern)
+    spans = (abs(int(a) - int(b)) + 1 for a, b in _RANGE.findall(rest))
     many = math.prod(spans) > MAX_SHARDS  # the package makes a list of each range
     try:
-        names = [] if many else list(itertools.islice(braces(str(pattern)), MAX_SHARDS + 1))
+        names = [] if many else list(itertools.islice(braces(rest), MAX_SHARDS + 1))
     except ValueError as error:
         raise _refused(pattern, str(error), "a pattern of shards") from error
     if many or len(names) > MAX_SHARDS:
         raise _refused(pattern, f"more than {MAX_SHARDS} names", f"at most {MAX_SHARDS}")
-    paths = [Path(name) for name in names]
+    paths = [above / name for name in names]
     found = [each for path in paths for each in (matching(path) if _wild(path) else [path])]
     if not found:
         raise _refused(pattern, "no such file", "shards")
@@ -117,7 +120,7 @@ def _named(pattern: Path) -> list[Path]:
 
 
 def _wild(path: Path) -> bool:
-    return is_pattern(str(path)) and not path.exists()
+    return is_pattern(str(path)) and not os.path.exists(path)
 
 
 def _package(name: str):
@@ -177,17 +180,29 @@ class _Pass:
         if isinstance(member, Problem):
             self.builder.refuse(raw, [("", member)], number, name)
             return
-        images = [sample[kind] for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
+        kinds = _image_kinds(sample)
+        images = [sample[kind] for kind in kinds]
         with open(self.shards[number], "rb") as file:
             data = os.pread(file.fileno(), member.size, member.offset)
         self.crc = zlib.crc32(data, self.crc)
         raw = _with_images(parse_record(data, raw.index, 0), len(images))
-        raw = raw._replace(offset=member.offset, length=member.size)
+        others = (kind for kind in sample if kind not in (*kinds, "json") and not kind.startswith("__"))
+        notes = tuple(f"KEY.{kind[:40]} is not read" for kind in others)
+        raw = raw._replace(offset=member.offset, length=member.size, notes=notes)
         if self.builder.add(raw, number, name) is not None:
             for image in images:
                 self.members[0].append(image.offset)
                 self.members[1].append(image.size)
             self.ends.append(len(self.members[0]))
+
+
+def _image_kinds(sample: dict) -> list[str]:
+    """Returns the kinds of the images of a key in the order of their numbers; without numbers in that of the shard."""
+    kinds = [kind for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
+    numbers = {kind: kind.rpartition(".")[0] for kind in kinds}
+    if all(re.fullmatch("[0-9]{1,9}", number) for number in numbers.values()):
+        kinds.sort(key=lambda kind: int(numbers[kind]))
+    return kinds
 
 
 def _json_member(name: str, member: Member | None) -> Member | Problem:

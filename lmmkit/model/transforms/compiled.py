@@ -1,7 +1,7 @@
 """`torch.compile` for the code before and after the attention of each layer; attention is not compiled.
 
 The compiled code is plain tensor arithmetic. So all layers of one kind share one graph without breaks,
-and shapes are dynamic: micro-batches of any length run the same code.
+and shapes are dynamic: micro-batches of any length, and packed images of any size, run the same code.
 """
 
 from __future__ import annotations

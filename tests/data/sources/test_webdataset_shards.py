@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lmmkit.data.image_files.image_file import read_bytes
 from lmmkit.data.images import read_image
 from lmmkit.data.sources.records import check_images, missing_images, open_records
 from lmmkit.data.sources.tar_members import members
@@ -86,6 +87,38 @@ def test_records_without_and_with_several_images(tmp_path):
     one, two = opened(tmp_path / "a.tar")
     assert one.images == () and [turn.images for turn in two.turns] == [2, 0] and len(two.images) == 2
     assert opened(tmp_path / "a.tar").words_N.tolist() == [-2, 2]
+
+
+def test_marks_in_the_names_of_folders_are_plain_characters(tmp_path):
+    for name in ("a {x,y}", "b [1]", "c {0..3}"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name)
+        for pattern in ("s-{000..001}.tar", "*.tar", "s-000.tar"):
+            assert len(opened(tmp_path / name / pattern)) == (5 if pattern == "s-000.tar" else 10)
+    for name in ("x" * 300 + ".tar", "x" * 300 + "/*.tar"):
+        with pytest.raises(UserError, match="records/file"):
+            opened(tmp_path / name)
+    written(tmp_path)
+    (tmp_path / "s-000.tar").rename(tmp_path / "s-{0,1}.tar")
+    assert len(opened(tmp_path / "s-{0,1}.tar")) == 5
+
+
+def test_images_are_in_the_order_of_their_numbers_and_other_members_are_counted(tmp_path):
+    """Reads a shard as `tar --sort=name` writes it, in which 10 comes before 2."""
+    value = json.dumps(conversation("<image>" * 12 + "x", "y", image=None)).encode()
+    members = {f"{n}.png": png(n) for n in range(12)} | {"json": value, "txt": b"words", "mp4": b"film"}
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        sink.write({"__key__": "a"} | {kind: members[kind] for kind in sorted(members)})
+        sink.write({"__key__": "b", "left.png": png(1), "a.png": png(2), "txt": b"words"}
+                   | {"json": json.dumps(conversation("<image><image>x", "y", image=None)).encode()})  # fmt: skip
+    assert sorted(members)[2] == "10.png"
+    records = opened(tmp_path / "a.tar")
+    assert [read_bytes(image)[0] for image in records[0].images] == [png(n) for n in range(12)]
+    assert [read_bytes(image)[0] for image in records[1].images] == [
+        png(2),
+        png(1),
+    ]  # as the package sorts them
+    assert records.notes == {"KEY.mp4 is not read": 1, "KEY.txt is not read": 2}
 
 
 def test_batches_are_those_of_the_same_records_in_a_folder(tiny, scenes, tmp_path):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lmmkit import build
+from lmmkit.api.batch import Patches
 from lmmkit.errors import MachineError
+from lmmkit.model.cpu_ops import FEW
 from lmmkit.model.transforms import compiled, lora
 from lmmkit.recipe import Speed
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
+from tests.model.test_vision import SIGLIP, vit
+from tests.model.test_vision_packed import drawn
 from tests.support import local_ranks, paper_objective
 from tests.support.plain_twins import off, show
 
@@ -61,6 +66,38 @@ def test_one_graph_a_half_serves_layers_and_lengths(graphs, recomputed):
     assert_same(got, want, 1e-10)
     assert len(graphs) <= 8, "the halves of decoder and encoder, with and without a gradient of their input"
     assert_same(figures(made, batches, Speed(recompute=recomputed)), want, 1e-12)  # and back
+
+
+def seen_and_learned(encoder, images: Patches) -> dict[str, torch.Tensor]:
+    """Returns the tokens of packed images, and the gradients of all parameters."""
+    seen_RD = encoder.packed(images)
+    names, parameters = zip(*encoder.named_parameters(), strict=True)
+    found = torch.autograd.grad(seen_RD.tanh().square().sum(), parameters)
+    return {"seen": seen_RD.detach(), **dict(zip(names, found, strict=True))}
+
+
+def test_one_graph_a_half_serves_images_of_any_size_and_number(graphs):
+    """Takes more unlike batches than dynamo keeps graphs, with images of one size and without a gradient between."""
+    limit = torch._dynamo.config.recompile_limit
+    grids = [[(1 + n % 5, 2 + i) for i in range(1 + n % 4)] for n in range(2, limit + 3)]
+    totals = {sum(lines * columns for lines, columns in each) for each in grids}
+    assert len(totals) > limit and min(totals) <= FEW < max(totals)
+    shape = replace(SIGLIP, depth=3)
+    encoder, square = vit(shape), torch.stack(drawn([(5, 5)] * 3, shape.patch))
+    batches = [Patches.of(drawn(each, shape.patch), shape.patch) for each in grids]
+    want, dense = [seen_and_learned(encoder, each) for each in batches], encoder(square).detach()
+    compiled.set_compiled(encoder.blocks, True)
+    for images, plain in zip(batches, want, strict=True):
+        assert_same(seen_and_learned(encoder, images), plain, 2e-6)
+        assert len(graphs) == 2, "the halves"
+    assert off(encoder(square), dense) < 2e-6
+    with torch.no_grad():
+        for images, plain in zip(batches, want, strict=True):
+            if len(plain["seen"]) > FEW:
+                assert off(encoder.packed(images), plain["seen"]) < 2e-6
+    assert len(graphs) == 2 * 3, "packed, of one size, packed without a gradient"
+    # the kinds are packed, several and one of one size, each with and without a gradient, and few without a gradient
+    assert limit >= 7, "dynamo keeps so many of each half, and then compiles no more"
 
 
 def test_low_rank_updates_are_part_of_the_graph(graphs):

@@ -8,19 +8,22 @@ import shutil
 import pytest
 import torch
 import transformers as hf
+from PIL import Image as Pil
 from safetensors.torch import load_file, save_file
 
 import lmmkit
 from lmmkit.errors import MachineError, UserError
 from lmmkit.import_export import export_model, import_model
-from lmmkit.recipe import read_text
+from lmmkit.recipe import dump, read_text
 from lmmkit.training.run import train
 from lmmkit.verify_export import require_equal, verify_export
 from lmmkit.weights import model_folder
 from tests.conftest import PLAIN
+from tests.data.test_images import noisy_image
 from tests.support import hf_model_folders
 from tests.support.plain_twins import show
 from tests.test_cli import run as command
+from tests.weights.test_detect_llava_next import PINPOINTS, ids_of, processor, views_of
 
 # peft asks transformers a question it has deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
@@ -35,8 +38,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def llava(scenes, folder, train_keys, *more):
-    """(run, base): a run from a public LLaVA whose second stage trains `train_keys`, and what that began from."""
+def llava(scenes, folder, train_keys, *more, kind="llava-hf"):
+    """(run, base): a run from a public LLaVA whose second stage trains `train_keys`, and what that began from. It is
+    the public model of the folder, if there is one, in the format `kind`."""
     public = folder / "public"
     if not public.exists():
         config = hf.LlavaConfig(
@@ -51,7 +55,7 @@ def llava(scenes, folder, train_keys, *more):
         f"stages.finetune.train={train_keys}", "stages.finetune.optim.lr=0.05", *more,
     ]  # fmt: skip
     run = train(read_text(PLAIN, overrides=changes, root=scenes), out=folder / "run").run
-    export_model(run.model("pretrain"), folder / "base", "llava-hf")
+    export_model(run.model("pretrain"), folder / "base", kind)
     return run, folder / "base"
 
 
@@ -243,6 +247,79 @@ def test_the_merged_folder_is_as_it_was(alone):
         a, b = (pairs[f"lmm.decoder.blocks.1.mlp.gate_up.lora.{part}.{side}"] for side in "ab")
         merged[rows] += 12 / 3 * (b @ a)
     assert torch.equal(merged, new["lmm.decoder.blocks.1.mlp.gate_up.weight"])
+
+
+TILES = "{kind: anyres, grids: [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]}"
+
+
+@pytest.fixture(scope="module")
+def tiled(scenes, tmp_path_factory):
+    """Exports the adapter of a stage of a LLaVA-NeXT that trained nothing else; the stage before trained the newline
+    row."""
+    folder = tmp_path_factory.mktemp("tiled")
+    config = hf.LlavaNextConfig(
+        vision_config=hf_model_folders.VISIONS["clip"], text_config=hf.LlamaConfig(**SIZES),
+        image_token_index=998, image_grid_pinpoints=PINPOINTS,
+    )  # fmt: skip
+    made = hf_model_folders.made(hf.LlavaNextForConditionalGeneration(config))
+    hf_model_folders.saved(made, folder / "public")
+    fits = [f"{key}.image_fit={TILES}" for key in ("model.chat", "data.captions", "data.questions")]
+    return llava(
+        scenes, folder, f"{{text: {{lora: {LORA}}}}}", *fits, "model.text.context=400", kind="llava-next"
+    )
+
+
+def test_an_adapter_of_a_model_that_cuts_images_into_tiles(tiled, tmp_path):
+    run, base = tiled
+    export_model(run.path, tmp_path / "adapter", "peft")
+    require_equal(tmp_path / "adapter", verify_export(run.path, tmp_path / "adapter", "peft"))
+    opened = hf.LlavaNextForConditionalGeneration.from_pretrained
+    bare, before = opened(base).eval(), opened(base.parent / "public")
+    assert not torch.equal(bare.model.image_newline, before.model.image_newline), "trained in the first stage"
+    theirs = wrapped(opened(base), tmp_path / "adapter")
+    ours = lmmkit.load(run.path, device="cpu")
+    noisy_image(90, 31).save(tmp_path / "wide.png")
+    (view,) = views_of(ours, [[str(tmp_path / "wide.png")]])
+    (got,) = ours.prompt_logits([view])
+    inputs = processor()([Pil.open(tmp_path / "wide.png")], return_tensors="pt")
+    id_1T = torch.tensor([ids_of(ours, bare, view)])
+    with torch.no_grad():
+        want, without = (model(input_ids=id_1T, **inputs).logits[0] for model in (theirs, bare))
+    rows = got.shape[1]
+    assert hf_model_folders.error(got, want[:, :rows]) < 1e-5 < hf_model_folders.error(without, want)
+    for there in (base, run.model("pretrain")):
+        import_model(tmp_path / "adapter", tmp_path / there.name, base=there)
+        merged = lmmkit.load(tmp_path / there.name, device="cpu")
+        own, kept = (str(each.prepared.recipe.model.chat.image_fit) for each in (ours, merged))
+        assert own == kept == "anyres 1x2, 2x1, 2x2, 3x1, 1x3"
+        assert torch.equal(merged.prompt_logits([view])[0][:, :rows], got)
+
+
+def test_what_an_adapter_cannot_have_of_images_by_their_shape_is_refused(tiled, tmp_path):
+    run, base = tiled
+    folder = shutil.copytree(run.model("finetune"), tmp_path / "model")
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(
+        text.replace("train:\n      text:", "train:\n      connector: {}\n      text:")
+    )
+    with pytest.raises(UserError, match=r"newline row that was trained.*export/unsupported-part"):
+        export_model(folder, tmp_path / "adapter", "peft")
+    keys = "model.chat", "data.captions", "data.questions", "data.heldout", "data.heldout_captions"
+    native = [f"{key}.image_fit={{kind: native, max_patches: 9}}" for key in keys]
+    (folder / "recipe.yaml").write_text(dump(read_text(text, overrides=native)))
+    with pytest.raises(UserError, match=r"keep their shape.*export/unsupported-part"):
+        export_model(folder, tmp_path / "adapter", "peft")
+    export_model(run.path, tmp_path / "adapter", "peft")
+    saved = {f"base_model.model.model.{name}": tensor for name, tensor in projector(base).items()}
+    rewritten(tmp_path / "adapter", lambda state: state.update(saved))
+    with pytest.raises(UserError, match="1 missing: newline"):  # others' adapters, whose base has it
+        import_model(tmp_path / "adapter", tmp_path / "ours", base=base)
+
+
+def projector(base) -> dict[str, torch.Tensor]:
+    state = load_file(base / "model.safetensors")
+    at = {name: name.partition("multi_modal_projector.")[2] for name in state}
+    return {f"multi_modal_projector.{part}": state[name] for name, part in at.items() if part}
 
 
 def rewritten(folder, change) -> None:

@@ -28,7 +28,7 @@ from lmmkit.data.sources.tables.table_names import table_files
 from lmmkit.data.sources.tables.table_schema import EMBEDDED, Reading, reading_of
 from lmmkit.data.tables.table_file import IMAGES, PIECE, TableFile, open_table, present
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.data import RECORDS_CHANGED, TABLE_FILE, TABLE_TEXT
+from lmmkit.errors.data import RECORDS_CHANGED, TABLE_FILE, TABLE_TEXT, TABLE_VALUE
 
 LARGE = 50 * 2**20  # bytes of a group: to find an image in a larger one takes 20 ms and more
 SLOW = "in a row group of more than 50 MiB, which is read up to the record; `row_group_size=100` writes smaller ones"
@@ -127,11 +127,13 @@ def _listed(cell: object) -> list[object]:
 
 
 def _names(cell: object, embedded: frozenset[int], count: int) -> list[object]:
-    """Returns the names of a record's images: of those that its cell contains their numbers, of others their paths.
+    """Returns the names of a record's images: of those that its cell contains their numbers, of others their paths,
+    which become different from such a number.
 
     `cell`: the column of images without their bytes; `count`: how many images there are at least.
     """
     paths = [each.get("path") if isinstance(each, dict) else each for each in _listed(cell)]
+    paths = [f"./{path}" if isinstance(path, str) and EMBEDDED.fullmatch(path) else path for path in paths]
     paths += [None] * (count - len(paths))
     return [f"{k}.bytes" if k in embedded else path for k, path in enumerate(paths)]
 
@@ -193,13 +195,13 @@ class _Pass:
             self.indexing.progress(done + size * row // max(1, len(table)))
 
     def record(
-        self, number: int, row: int, cells: Mapping[str, Any] | str, inside: tuple[bool, ...] | None,
+        self, number: int, row: int, cells: Mapping[str, Any] | Problem, inside: tuple[bool, ...] | None,
         builder: IndexBuilder, names: ImageNames,
     ) -> None:  # fmt: skip
         """Adds one record. `inside`: which of its images its cell contains; None: all of them."""
         raw = RawRecord(builder.counts["records"], row + 1, offset=row)
-        if isinstance(cells, str):
-            builder.refuse(raw, [("", TABLE_TEXT.at("", got=cells))], number, "")
+        if isinstance(cells, Problem):
+            builder.refuse(raw, [("", cells)], number, "")
             return
         if inside is None:
             cell = _listed(self.how.cell(cells))
@@ -239,16 +241,24 @@ class _Pass:
             yield from present(piece.column(0))
 
 
-def _rows(piece: Any) -> Iterator[Mapping[str, Any] | str]:
-    """Yields the records of a batch; the reason for one whose text cannot be decoded."""
+def _rows(piece: Any) -> Iterator[Mapping[str, Any] | Problem]:
+    """Yields the records of a batch; the problem of one that cannot be decoded."""
     try:
-        yield from piece.to_pylist()
-        return
-    except UnicodeDecodeError:
-        pass
-    for k in range(piece.num_rows):
-        try:
-            (found,) = piece.slice(k, 1).to_pylist()
-        except UnicodeDecodeError as error:
-            found = f"byte 0x{error.object[error.start]:02x}, which is no UTF-8"
-        yield found
+        found = piece.to_pylist()
+    except MemoryError:
+        raise
+    except Exception:  # pyarrow raises errors of many types for texts, dates and time zones
+        found = (_row(piece.slice(k, 1)) for k in range(piece.num_rows))
+    yield from found
+
+
+def _row(piece: Any) -> Mapping[str, Any] | Problem:
+    """Returns the record of a batch of one; its problem if it cannot be decoded."""
+    try:
+        return piece.to_pylist()[0]
+    except MemoryError:
+        raise
+    except UnicodeDecodeError as error:
+        return TABLE_TEXT.at("", got=f"byte 0x{error.object[error.start]:02x}, which is no UTF-8")
+    except Exception as error:
+        return TABLE_VALUE.at("", got=(str(error).splitlines() or [type(error).__name__])[0][:200])

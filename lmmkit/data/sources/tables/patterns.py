@@ -15,13 +15,18 @@ def is_pattern(text: str) -> bool:
     return any(mark in text for mark in "*?[")
 
 
+def folder_and_rest(pattern: Path) -> tuple[Path, str]:
+    """Returns the last folder of a pattern that exists, in whose name a mark is a plain character, and the rest."""
+    above = next((folder for folder in pattern.parents if os.path.isdir(folder)), Path())
+    return above, str(pattern.relative_to(above))
+
+
 def matching(pattern: Path) -> list[Path]:
     """Returns the files that match a pattern, sorted; `**` matches any folders below.
 
-    A mark in the name of a folder that exists is a plain character. Raises `UserError` if one file has two names.
+    Raises `UserError` if one file has two names.
     """
-    above = next((folder for folder in pattern.parents if folder.exists()), Path())
-    rest = str(pattern.relative_to(above))
+    above, rest = folder_and_rest(pattern)
     found = [above / name for name in sorted(glob.glob(rest, root_dir=above, recursive=True))]
     known: dict[str, Path] = {}
     for path in found:

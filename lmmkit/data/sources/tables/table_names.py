@@ -31,9 +31,9 @@ def table_files(path: Path) -> list[Path]:
     data set, or if a folder has files of several splits or lacks some of its numbered files."""
     if "\0" in str(path):
         raise _refused(path, "a NUL in it", "a file, a pattern or a folder")
-    if path.is_dir():
+    if os.path.isdir(path):
         return _of_folder(path)
-    if is_pattern(str(path)) and not path.exists():
+    if is_pattern(str(path)) and not os.path.exists(path):
         found = matching(path)
         if not found:
             raise _refused(path, "no such file", "parquet or Arrow files")
@@ -72,20 +72,22 @@ def _of_folder(folder: Path) -> list[Path]:
     if len(splits) > 1:
         got = f"files of the splits {', '.join(splits)[:200]}"
         raise _refused(folder, got, f"one split, such as {folder / splits[-1]}*{kind}")
-    for total, numbers in _require_one_set(folder, found).values():
+    for begin, (total, numbers) in _require_one_set(folder, found).items():
         first = int(total in numbers)  # some count from 1
         if absent := sorted(set(range(first, first + total)) - set(numbers)):
-            got = f"{len(numbers)} of {total} numbered files: number {absent[0]:05d} is the first that is not there"
+            missing = f"{os.path.basename(begin)}-{absent[0]:05d}-of-{total:05d}*{kind}"
+            got = f"{len(numbers)} of {total} numbered files; the first that is not there is {missing}"
             raise _refused(folder, got, f"all of them, or a pattern that names some: {folder}/*{kind}")
     return found
 
 
 def _below(folder: Path) -> str:
-    """Returns the first folder below a folder that contains tables; "" without one."""
+    """Returns the first folder, at most three levels below a folder, that contains tables; "" without one."""
     for at, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if at != str(folder) and any(name.endswith(KINDS) and not name.startswith(".") for name in files):
-            return os.path.relpath(at, folder)
+        here = Path(at).relative_to(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and len(here.parts) < 3)
+        if here.parts and any(name.endswith(KINDS) and not name.startswith(".") for name in files):
+            return str(here)
     return ""
 
 
@@ -128,14 +130,17 @@ def _of_state(folder: Path) -> list[Path]:
         names = [each["filename"] for each in state["_data_files"]]
         indices = state.get("_indices_data_files")
         good = all(type(name) is str and os.path.basename(name) == name != "" for name in names)
-    except (OSError, ValueError, KeyError, TypeError):
+        good = good and len(set(names)) == len(names)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         good, names, indices = False, [], None
     if indices:
         got = "a selection of the records in a file of indices, as old versions of `datasets` wrote it"
         raise _refused(folder / _STATE, got, "a folder that `save_to_disk` of a present version has written")
     if not good or not names:
         raise _refused(
-            folder / _STATE, "no names of data files", "the list `_data_files` that `save_to_disk` writes"
+            folder / _STATE,
+            "no names of data files, or one twice",
+            "the list `_data_files` that `save_to_disk` writes",
         )
     return [folder / name for name in names]
 

@@ -252,6 +252,25 @@ def test_names_of_fields_and_columns_have_no_meaning_of_types(folder):
     assert found.code == "records/table-columns" and "without images" in found.expected
 
 
+@pytest.mark.parametrize("kind", ["string", "struct"])
+def test_a_path_that_looks_like_the_number_of_a_cell_is_a_path(folder, kind):
+    (folder / "images" / "0.bytes").write_bytes(png(4))
+    cells = (
+        [{"bytes": None, "path": "0.bytes"}, {"bytes": png(5), "path": "0.bytes"}]
+        if kind == "struct"
+        else ["0.bytes"] * 2
+    )
+    columns = {"messages": talks(2), "image": pa.array(cells, IMAGE if kind == "struct" else pa.string())}
+    records = opened(written(folder / "r.parquet", columns), images=folder / "images")
+    assert (
+        read_bytes(records[0].images[0])[0] == png(4)
+        and missing_images(records) == check_images(records) == []
+    )
+    assert (records[1].images[0].cell is None) == (kind == "string")
+    (folder / "images" / "0.bytes").unlink()
+    assert [p.code for p in missing_images(records)] == ["records/missing-image"]
+
+
 def test_content_parts_choose_images_by_number(folder):
     part = {"type": "image", "text": None}
     turns = [
@@ -346,7 +365,15 @@ def test_a_folder_of_save_to_disk(folder):
     (folder / "data" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     (found,) = problems(folder / "data")
     assert found.code == "records/file" and "train" in found.got
-    for broken in ("{", "[]", '{"_data_files": [{"filename": "../x.arrow"}]}', '{"_data_files": []}'):
+    twice = json.dumps({"_data_files": 2 * state["_data_files"]})
+    for broken in (
+        "{",
+        "[]",
+        "[" * 100_000,
+        twice,
+        '{"_data_files": [{"filename": "../x.arrow"}]}',
+        '{"_data_files": []}',
+    ):
         (data / "state.json").write_text(broken)
         assert [p.code for p in problems(data)] == ["records/file"]
 
@@ -446,6 +473,27 @@ def test_text_that_is_no_utf8_is_named_with_its_record(folder):
         ("records/table-text", 2, "byte 0xff")
     ]
     assert [sample.turns[0].text for sample in records] == ["Hi", "Ho"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "kind",
+    [pa.timestamp("s"), pa.date32(), pa.timestamp("us", tz="Nowhere/Else")],
+    ids=["time", "date", "zone"],
+)
+def test_values_that_python_lacks_are_named_with_their_record(folder, name, kind):
+    stored = pa.array([7, 7, 2**31 - 1, 7, None, None], pa.int32() if kind == pa.date32() else pa.int64())
+    if kind == pa.timestamp("s"):
+        stored = pa.array([7, 7, 2**50, 7, None, None], pa.int64())
+    roles, words = pa.array(["user", "assistant"] * 3), pa.array(["Hi", "Ho"] * 3)
+    turns = pa.StructArray.from_arrays([roles, words, stored.view(kind)], ["role", "content", "when"])
+    path = folder / ("r.arrow" if name == "feather" else name)
+    written(path, {"messages": pa.ListArray.from_arrays([0, 2, 4, 6], turns)}, format=name)
+    records = opened(path, bad_records=Policy("skip", 0.9))
+    bad = [(each.code, each.line, each.record) for each in records.known_bad]
+    lines = (1, 2) if "Nowhere" in str(kind) else (2,)
+    assert bad == [("records/table-value", line, line - 1) for line in lines]
+    assert len(records) == 3 - len(lines) and records[-1 + len(records)].turns[0].text == "Hi"
 
 
 def test_bytes_that_are_no_image_are_named(folder):

@@ -42,8 +42,10 @@ def test_a_folder_without_one_of_its_numbered_files_is_refused(tmp_path, kind, m
         (tmp_path / file).unlink()
         found = problem(tmp_path)
         assert (
-            f"3 of 4 numbered files: number {n:05d}" in found.got and f"{tmp_path}/*.{kind}" in found.expected
+            f"3 of 4 numbered files; the first that is not there is train-{n:05d}-of-00004*.{kind}"
+            in found.got
         )
+        assert f"{tmp_path}/*.{kind}" in found.expected
         assert names(tmp_path / f"*.{kind}") == [each for each in files if each != file]  # a pattern chooses
         made(tmp_path, file)
 
@@ -52,7 +54,7 @@ def test_numbers_may_begin_at_one(tmp_path):
     made(tmp_path, *numbered(4)[1:], "train-00004-of-00004.parquet")
     assert len(names(tmp_path)) == 4
     (tmp_path / "train-00002-of-00004.parquet").unlink()
-    assert "number 00002" in problem(tmp_path).got
+    assert "train-00002-of-00004" in problem(tmp_path).got
 
 
 def test_files_that_repeat_records_are_refused(tmp_path):
@@ -100,3 +102,8 @@ def test_a_selection_of_records_in_a_file_of_its_own_is_refused(tmp_path):
         json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]})
     )
     assert "file of indices" in problem(tmp_path).got
+
+
+def test_names_that_the_system_refuses_are_files_that_are_not_there(tmp_path):
+    assert "no such file" in problem(tmp_path / ("x" * 300) / "*.parquet").got
+    assert names(tmp_path / ("x" * 300)) == ["x" * 300]  # opening it tells what is wrong
