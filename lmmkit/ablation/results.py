@@ -47,7 +47,7 @@ class FinishedRun:
         figures = self.results.get(task)
         found = figures.get(name) if isinstance(figures, dict) else None
         value, n = (found.get(key) for key in ("value", "n")) if isinstance(found, dict) else (None, None)
-        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        if not isinstance(value, int | float) or type(value) is bool or not abs(value) <= sys.float_info.max:
             return None
         return float(value), n if type(n) is int else None
 
