@@ -31,6 +31,7 @@ from lmmkit.scenes import write_scenes
 from lmmkit.training.signals import ignore_in_worker
 from tests.conftest import MODEL, REST, STAGES, WEIGHTLESS
 
+SOURCE = "{{kind: llava, records: {}, images: ., template: vicuna_v1, image_fit: pad}}"
 REPEATS = 25  # the least counts: other load only adds
 BOUNDS = {
     "open_s": ("at most", 2.0),
@@ -59,14 +60,14 @@ def write_rows(path: Path, count: int, images: list[str]) -> None:
         file.write("]\n")
 
 
-def recipe(root: Path, rows: str) -> Recipe:
-    """Returns the tests' plain recipe with these records as its questions."""
+def recipe(root: Path, source: str) -> Recipe:
+    """Returns the tests' plain recipe with this source of its questions, in YAML."""
     text = MODEL + "".join(
         f"    losses: {WEIGHTLESS}\n" if "losses:" in line else line
         for line in STAGES.splitlines(keepends=True)
     )
     text += REST[REST.index("output:") :]
-    overrides = [f"data.questions.records={rows}", "speed.workers=2", "model.text.context=1024"]
+    overrides = [f"data.questions={source}", "speed.workers=2", "model.text.context=1024"]
     return read_text(text, name="rows.yaml", overrides=overrides, root=root)
 
 
@@ -76,9 +77,9 @@ def uss(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def workers_uss(root: Path, rows: str) -> float:
+def workers_uss(root: Path, source: str) -> float:
     """Returns the megabytes of the larger of two data workers after 20 steps."""
-    prepared = prepare(recipe(root, rows), data=["questions", "captions"])
+    prepared = prepare(recipe(root, source), data=["questions", "captions"])
     before = children()
     steps = load_steps(prepared.pipeline("finetune"), 0, 40, workers=2, worker_init=ignore_in_worker)
     for _ in range(20):
@@ -145,8 +146,9 @@ def figures(root: Path, count: int) -> dict[str, float]:
     found["headers_per_s"] = len(paths) / min(
         seconds(lambda: [check_header(path, "pad") for path in paths]) for _ in range(REPEATS)
     )
-    few = workers_uss(root, "few.json")
-    found["worker_ten_rows_mb"], found["worker_extra_mb"] = few, workers_uss(root, "many.json") - few
+    few = workers_uss(root, SOURCE.format("few.json"))
+    found["worker_ten_rows_mb"] = few
+    found["worker_extra_mb"] = workers_uss(root, SOURCE.format("many.json")) - few
     return found
 
 

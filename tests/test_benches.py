@@ -123,6 +123,7 @@ def test_the_gpu_script_takes_its_road_on_a_cpu(tmp_path):
 @pytest.mark.parametrize("command", [
     ("benches.saves", "--mb", "8", "--rounds", "1"),
     pytest.param(("benches.rows", "--rows", "3000"), marks=pytest.mark.slow),
+    pytest.param(("benches.parquet_rows", "--rows", "3000"), marks=pytest.mark.slow),
     ("benches.scoring", "--answers", "2000"),
     pytest.param(("benches.roofline",), marks=pytest.mark.slow),
     pytest.param(("benches.mass_calls", "--tiny", "--pairs", "2"), marks=pytest.mark.slow),
