@@ -68,11 +68,11 @@ def _by_root(entry: _Entry, label: str, summary: Mapping[str, Any]) -> Iterator[
     difference = entry["measures"][first]["difference"]
     if difference is None:
         return
-    found = []
+    (scale, digits, _), found = _scale(summary, first), []
     for root in summary["roots"]:
         values = [pair["value"] for pair in difference["pairs"] if pair["root"] == root]
         if values:
-            found.append(f"{root} {sum(values) / len(values):+.4f}")
+            found.append(f"{root} {scale * sum(values) / len(values):+.{digits}f}")
     yield f"{label}: {first} by root: {'; '.join(found)}"
 
 
@@ -84,8 +84,7 @@ def _label(entry: _Entry, summary: Mapping[str, Any]) -> str:
 def _table(
     summary: Mapping[str, Any], entries: Sequence[_Entry], equal: str, name: str, path: str, *, costs: bool
 ) -> Table:
-    scale, unit = (100.0, ", percent") if is_share(summary, name) else (1.0, "")
-    digits = 1 if scale == 100 else 4
+    scale, digits, unit = _scale(summary, name)
     n = len(summary["seeds"])
     table = Table(
         title=f"{summary['grid']}, equal {equal}: {name} ({path}{unit}), {n} seed{'s' * (n != 1)}",
@@ -108,6 +107,11 @@ def _table(
             ]
         table.add_row(*row)
     return table
+
+
+def _scale(summary: Mapping[str, Any], name: str) -> tuple[float, int, str]:
+    """Returns what the figures of a measure are multiplied by, their digits, and their unit."""
+    return (100.0, 1, ", percent") if is_share(summary, name) else (1.0, 4, "")
 
 
 def _difference(

@@ -78,7 +78,7 @@ def test_two_roots_are_shown_apart_and_equal_results_named(tmp_path):
         for seed in (1, 2)
     ]
     lines = "\n".join(remarks(summarise_grid(file, arms, runs)))
-    assert "direct: right by root: /a +0.1000; /b +0.0000" in lines
+    assert "direct: right by root: /a +10.0; /b +0.0" in lines
     assert "a-rather-long-name/0.001: the same figures as base in all runs" in lines
 
 
