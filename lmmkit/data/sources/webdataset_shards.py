@@ -124,7 +124,7 @@ def _wild(path: Path) -> bool:
 
 
 def _package(name: str):
-    """Imports a module of `pip install -e ".[webdataset]"` only when needed, because this takes a second."""
+    """Imports a module of `pip install "lmmkit[webdataset]"` only when needed, because this takes a second."""
     import importlib
 
     try:
