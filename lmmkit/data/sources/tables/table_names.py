@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmmkit.data.sources.tables.patterns import is_pattern, matching
+from lmmkit.data.sources.tables.patterns import files_of
 from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_FILE
 
@@ -33,13 +33,10 @@ def table_files(path: Path) -> list[Path]:
         raise _refused(path, "a NUL in it", "a file, a pattern or a folder")
     if os.path.isdir(path):
         return _of_folder(path)
-    if is_pattern(str(path)) and not os.path.exists(path):
-        found = matching(path)
-        if not found:
-            raise _refused(path, "no such file", "parquet or Arrow files")
-        _require_one_set(path, found)
-        return found
-    return [path]
+    if not (found := files_of(path)):
+        raise _refused(path, "no such file", "parquet or Arrow files")
+    _require_one_set(path, found)
+    return found
 
 
 def tables_size(path: Path) -> int:
