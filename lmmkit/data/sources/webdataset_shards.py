@@ -122,7 +122,7 @@ def _named(pattern: Path) -> list[Path]:
 
 
 def _package(name: str):
-    """Imports a module of `pip install -e ".[webdataset]"` only when needed, because this takes a second."""
+    """Imports a module of `pip install "lmmkit[webdataset]"` only when needed, because this takes a second."""
     import importlib
 
     try:
