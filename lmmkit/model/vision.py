@@ -233,8 +233,8 @@ class TimmViT(nn.Module):
         for grid in dict.fromkeys(images.grids):
             alike = [i for i, other in enumerate(images.grids) if other == grid]
             pixels_ICXY = torch.stack([images.pixels(i) for i in alike])
-            seen_IND = self.forward(pixels_ICXY)  # not by hooks, which gather a sharded encoder for each size
-            found |= dict(zip(alike, seen_IND, strict=True))
+            x_IND = self.forward(pixels_ICXY)  # not by hooks, which gather a sharded encoder for each size
+            found |= dict(zip(alike, x_IND, strict=True))
         return torch.cat([found[i] for i in range(len(found))])
 
 
