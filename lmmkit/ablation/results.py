@@ -12,7 +12,7 @@ from typing import Any
 
 from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Cost, Store
-from lmmkit.errors import Problem, raise_all
+from lmmkit.errors import Problem, Tried, raise_all, raise_together
 from lmmkit.errors.ablation import ABLATION_ANSWERS, GRID_OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
 from lmmkit.evaluate.answers.locate import task_folders
@@ -99,22 +99,27 @@ def scored(answers: Sequence[Answer], figure: str) -> dict[str, Answer] | None:
 def read_finished(store: Store, runs: Sequence[GridRun]) -> list[FinishedRun]:
     """Returns the runs that are trained and evaluated, in order, without changes of the files.
 
-    Raises `UserError` for runs on other data, answers to other questions, and answers that do not add up.
+    Raises `UserError` with the problems of all runs: damaged files, other data, answers to other questions, and answers
+    that do not add up.
     """
-    found = []
-    for run in runs:
-        if all(store.is_trained(stage) for stage in run.stages) and not store.missing_tasks(run):
-            store.require_own_data(run)
-            folder = store.run(run.key)
-            costs = tuple(store.cost(stage) for stage in run.stages)
-            found.append(FinishedRun(run, folder.path, folder.read_results(), costs))
-    raise_all(
-        [
-            *_other_questions(found),
-            *(p for each in found for task in each.folders for p in islice(_wrong_accuracies(each, task), 1)),
-        ]
-    )
+    read = [Tried(lambda run=run: _read(store, run)) for run in runs]
+    found = [each.value for each in read if each.error is None and each.value is not None]
+    checks = [
+        Tried(lambda run=run, task=task: raise_all(islice(_wrong_accuracies(run, task), 1)))
+        for run in found
+        for task in run.folders
+    ]
+    raise_together([*read, Tried(lambda: raise_all(_other_questions(found))), *checks])
     return found
+
+
+def _read(store: Store, run: GridRun) -> FinishedRun | None:
+    """Returns a run with its results; None if it is not finished."""
+    if not all(map(store.is_trained, run.stages)) or store.missing_tasks(run):
+        return None
+    store.require_own_data(run)
+    folder = store.run(run.key)
+    return FinishedRun(run, folder.path, folder.read_results(), tuple(map(store.cost, run.stages)))
 
 
 def _wrong_accuracies(run: FinishedRun, task: str) -> Iterator[Problem]:
