@@ -40,7 +40,7 @@ NEEDS_TEN = Code(
 )
 EXTRA = Code(
     "answers/not-installed", cause="The command needs a library that cannot be imported.",
-    expected="the extra `{extra}`", hint="Run `pip install 'lmmkit[{extra}]'`.",
+    expected="the extra `{extra}`", hint='Run `pip install "lmmkit[{extra}]"`.',
 )
 NO_ANSWERS = Code(
     "answers/no-answers", cause="The folder has no answers of the task.",

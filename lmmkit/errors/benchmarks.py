@@ -34,7 +34,7 @@ ABSENT_IMAGES = Code(
 )
 NO_EXTRA = Code(
     "benchmarks/not-installed", cause="A package that is needed for a table of a benchmark is not installed.",
-    expected="the packages of the extra `benchmarks`", hint='Run `pip install -e ".[benchmarks]"`.',
+    expected="the packages of the extra `benchmarks`", hint='Run `pip install "lmmkit[benchmarks]"`.',
 )
 UNKNOWN_SPLIT = Code(
     "benchmarks/unknown-split", cause="The benchmark has no split of this name.",

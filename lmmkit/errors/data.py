@@ -225,7 +225,7 @@ MEDIA = Code(
 )
 NO_WEBDATASET = Code(
     "records/no-webdataset", cause="A package that is needed to read WebDataset shards is not installed.",
-    expected="the packages of the extra `webdataset`", hint='Run `pip install -e ".[webdataset]"`.',
+    expected="the packages of the extra `webdataset`", hint='Run `pip install "lmmkit[webdataset]"`.',
 )
 ORDER = Code(
     "records/turn-order", cause="The turns of a record do not alternate between questions and answers.",
@@ -263,7 +263,7 @@ SYSTEM = Code(
 )
 NO_PYARROW = Code(
     "records/no-pyarrow", cause="pyarrow, which reads parquet and Arrow files, is not installed.",
-    expected="the package of the extra `parquet`", hint='Run `pip install -e ".[parquet]"`.',
+    expected="the package of the extra `parquet`", hint='Run `pip install "lmmkit[parquet]"`.',
 )
 TABLE_COLUMNS = Code(
     "records/table-columns", cause="The columns of a parquet or Arrow file cannot be read, or differ from those of the "

@@ -88,7 +88,7 @@ VOCAB = Code(
 NOT_INSTALLED = Code(
     "optim/not-installed", cause="The optimizer of the recipe needs a library that cannot be imported.",
     expected="an optimizer that is installed",
-    hint="Run `pip install 'bitsandbytes>=0.50'` (the extra `lean`), or set `optim.kind` to `adamw`.",
+    hint='Run `pip install "lmmkit[lean]"`, or set `optim.kind` to `adamw`.',
 )
 
 # plan/

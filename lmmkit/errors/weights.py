@@ -46,7 +46,7 @@ NO_TRANSFORMERS = Code(
     "export/no-transformers",
     cause="`--verify` opens a llava-hf export with transformers, which is not installed.",
     expected="transformers 5 or newer",
-    hint="Install it: `pip install 'lmmkit[verify]'`. Or run `lmmkit model export` without verifying.",
+    hint='Install it: `pip install "lmmkit[verify]"`. Or run `lmmkit model export` without verifying.',
 )
 EXPORT_EXISTS = Code(
     "export/exists", cause="The path to write is a file, a link, or a folder that contains files.",

@@ -16,7 +16,7 @@ from lmmkit.api import hookimpl
 try:
     import trackio
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("no trackio here; `pip install 'lmmkit[trackio]'` brings it") from error
+    raise ModuleNotFoundError('no trackio here; `pip install "lmmkit[trackio]"` brings it') from error
 
 
 @hookimpl

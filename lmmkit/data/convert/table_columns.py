@@ -73,9 +73,9 @@ def _kind(value: object) -> str:
         return "numbers"
     if isinstance(value, str):
         return "texts" if _encodable(value) else "half of a surrogate pair"
-    if isinstance(value, dict) or value is None:
-        return "null" if value is None else "an object"
-    return f"a {type(value).__name__}"
+    if isinstance(value, dict):
+        return "an object"
+    return "null" if value is None else f"a {type(value).__name__}"
 
 
 def _one(kinds: set[str]) -> str | None:

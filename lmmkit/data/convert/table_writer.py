@@ -62,12 +62,14 @@ class TableWriter:
 
     def _kept(self, others: Any, types: Any, reasons: Any, of: str, lost: list[str]) -> dict[str, Any]:
         """Returns the other keys that have a column."""
-        lost += [f"`{key[:40]}`{of}: {reasons[key]}" for key in others if key not in types]
-        lost += [
-            f"`{key[:40]}`{of}: {reason}"
-            for key, each in others.items() if key in types and (reason := unfit(each)) is not None
-        ]  # fmt: skip
-        return {key: each for key, each in others.items() if key in types and unfit(each) is None}
+        found: dict[str, Any] = {}
+        for key, value in others.items():
+            reason = unfit(value) if key in types else reasons[key]
+            if reason is None:
+                found[key] = value
+            else:
+                lost.append(f"`{key[:40]}`{of}: {reason}")
+        return found
 
     def _flush(self) -> None:
         import pyarrow as arrow

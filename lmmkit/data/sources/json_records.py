@@ -133,11 +133,8 @@ def _lines(window: Window) -> Iterator[RawRecord]:
             yield RawRecord(index, window.line, faults=((got, "one record a line"),), ends=True)
             return
         if text.strip(" \t\r"):
-            record, offset, end = (
-                _line(text, parser, index, window.line),
-                window.offset,
-                window.at + len(text),
-            )
+            record, offset = _line(text, parser, index, window.line), window.offset
+            end = window.at + len(text)
             faults, fine = record.faults + window.undecoded(end), _no_surrogates(text, 0, len(text))
             yield record._replace(offset=offset, length=window.take(end), faults=faults, no_surrogates=fine)
             index += 1

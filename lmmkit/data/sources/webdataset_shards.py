@@ -25,7 +25,7 @@ from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.json_stream import MAX_RECORD
-from lmmkit.data.sources.tables.patterns import folder_and_rest, is_pattern, matching
+from lmmkit.data.sources.tables.patterns import files_of, folder_and_rest, require_distinct
 from lmmkit.data.sources.tar_members import Member, members
 from lmmkit.errors import LmmkitError, MachineError, Problem, UserError
 from lmmkit.errors.data import LONG, NO_WEBDATASET, RECORDS_FILE, RECORDS_SHARD
@@ -112,19 +112,17 @@ def _named(pattern: Path) -> list[Path]:
         raise _refused(pattern, str(error), "a pattern of shards") from error
     if many or len(names) > MAX_SHARDS:
         raise _refused(pattern, f"more than {MAX_SHARDS} names", f"at most {MAX_SHARDS}")
-    paths = [above / name for name in names]
-    found = [each for path in paths for each in (matching(path) if _wild(path) else [path])]
-    if not found:
-        raise _refused(pattern, "no such file", "shards")
-    return found
-
-
-def _wild(path: Path) -> bool:
-    return is_pattern(str(path)) and not os.path.exists(path)
+    found = [files_of(above / name) for name in names]
+    if absent := [name for name, files in zip(names, found, strict=True) if not files]:
+        got = f"no such file as {absent[0]}" + f", and for {len(absent) - 1} more names" * (len(absent) > 1)
+        raise _refused(pattern, got, "shards for each of its names")
+    shards = [shard for files in found for shard in files]
+    require_distinct(pattern, shards)
+    return shards
 
 
 def _package(name: str):
-    """Imports a module of `pip install -e ".[webdataset]"` only when needed, because this takes a second."""
+    """Imports a module of `pip install "lmmkit[webdataset]"` only when needed, because this takes a second."""
     import importlib
 
     try:

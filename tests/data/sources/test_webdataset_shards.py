@@ -303,6 +303,22 @@ def test_missing_shards_and_endless_patterns(tmp_path):
         opened(tmp_path / "pipe.tar")
 
 
+def test_each_name_of_a_pattern_is_a_shard_and_none_is_another_one_too(tmp_path):
+    folder = tmp_path / "a [1]"
+    folder.mkdir()
+    written(folder, 2)
+    for name, got in (
+        ("s-{000..002}.tar", "s-002.tar"), ("s-{000,009,001}*", "no such file as s-009*"),
+        ("{s,t,u}-*.tar", "t-*.tar, and for 1 more names"), ("s-{000,000}.tar", "one file"),
+        ("{s-*,s-001}.tar", "one file"), ("s-{*0,0*}.tar", "one file"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            opened(folder / name)
+        (problem,) = error.value.problems
+        assert problem.code == "records/file" and got in f"{problem.where} {problem.got}", name
+    assert len(opened(folder / "s-{*0,*1}.tar")) == 2
+
+
 def test_a_shard_that_changes_during_a_run_is_a_problem(tmp_path):
     records = opened(written(tmp_path))
     assert records[0].key == "s:0"

@@ -1,9 +1,10 @@
-"""Finds the files that a pattern names."""
+"""Finds the files that a name means: a file of this name, or those that match it as a pattern."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from lmmkit.errors import UserError
@@ -21,6 +22,14 @@ def folder_and_rest(pattern: Path) -> tuple[Path, str]:
     return above, str(pattern.relative_to(above))
 
 
+def files_of(name: Path) -> list[Path]:
+    """Returns the files that match a pattern, as `matching` does; any other name, and that of a file, is returned as
+    it is."""
+    if not is_pattern(str(name)) or os.path.exists(name) or not is_pattern(folder_and_rest(name)[1]):
+        return [name]
+    return matching(name)
+
+
 def matching(pattern: Path) -> list[Path]:
     """Returns the files that match a pattern, sorted; `**` matches any folders below.
 
@@ -28,12 +37,16 @@ def matching(pattern: Path) -> list[Path]:
     """
     above, rest = folder_and_rest(pattern)
     found = [above / name for name in sorted(glob.glob(rest, root_dir=above, recursive=True))]
+    require_distinct(pattern, found)
+    return found
+
+
+def require_distinct(where: Path, found: Iterable[Path]) -> None:
+    """Raises `UserError` if one of the files that `where` names has two names, or the same name twice."""
     known: dict[str, Path] = {}
     for path in found:
-        first = known.setdefault(os.path.realpath(path), path)
-        if first != path:
-            got = f"{first} and {path}, which are one file"
-            raise UserError(
-                RECORDS_FILE.at(str(pattern), got=got, expected="a pattern that names each file once")
-            )
-    return found
+        real = os.path.realpath(path)
+        if real in known:
+            got = f"{known[real]} and {path}, which are one file"
+            raise UserError(RECORDS_FILE.at(str(where), got=got, expected="each file once"))
+        known[real] = path

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmmkit.data.sources.tables.patterns import is_pattern, matching
+from lmmkit.data.sources.tables.patterns import files_of, require_distinct
 from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_FILE
 
@@ -33,13 +33,10 @@ def table_files(path: Path) -> list[Path]:
         raise _refused(path, "a NUL in it", "a file, a pattern or a folder")
     if os.path.isdir(path):
         return _of_folder(path)
-    if is_pattern(str(path)) and not os.path.exists(path):
-        found = matching(path)
-        if not found:
-            raise _refused(path, "no such file", "parquet or Arrow files")
-        _require_one_set(path, found)
-        return found
-    return [path]
+    if not (found := files_of(path)):
+        raise _refused(path, "no such file", "parquet or Arrow files")
+    _require_one_set(path, found)
+    return found
 
 
 def tables_size(path: Path) -> int:
@@ -57,7 +54,7 @@ def _of_folder(folder: Path) -> list[Path]:
         inner = sorted(each.name for each in folder.iterdir() if (each / _STATE).is_file())
         got = f"a folder with the splits {', '.join(inner)[:200]}"
         raise _refused(folder, got, "the folder of one split")
-    found = sorted(each for each in folder.iterdir() if each.suffix in KINDS)
+    found = sorted(each for each in folder.iterdir() if _named_as_table(each.name))
     below = _below(folder)
     if not found:
         got = "a folder without parquet or Arrow files" + f", which are in {below}" * bool(below)
@@ -72,6 +69,7 @@ def _of_folder(folder: Path) -> list[Path]:
     if len(splits) > 1:
         got = f"files of the splits {', '.join(splits)[:200]}"
         raise _refused(folder, got, f"one split, such as {folder / splits[-1]}*{kind}")
+    require_distinct(folder, found)
     for begin, (total, numbers) in _require_one_set(folder, found).items():
         first = int(total in numbers)  # some count from 1
         if absent := sorted(set(range(first, first + total)) - set(numbers)):
@@ -86,9 +84,14 @@ def _below(folder: Path) -> str:
     for at, folders, files in os.walk(folder):
         here = Path(at).relative_to(folder)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and len(here.parts) < 3)
-        if here.parts and any(name.endswith(KINDS) and not name.startswith(".") for name in files):
+        if here.parts and any(map(_named_as_table, files)):
             return str(here)
     return ""
+
+
+def _named_as_table(name: str) -> bool:
+    """Returns whether a file of a folder is a table, by its name. A hidden one is none, as for a pattern."""
+    return name.endswith(KINDS) and not name.startswith(".")
 
 
 def _require_one_set(where: Path, found: Sequence[Path]) -> dict[str, tuple[int, list[int]]]:

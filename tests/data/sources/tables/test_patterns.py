@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmmkit.data.sources.tables.patterns import is_pattern, matching
+from lmmkit.data.sources.tables.patterns import files_of, is_pattern, matching, require_distinct
 from lmmkit.errors import UserError
 
 
@@ -28,6 +28,15 @@ def test_files_that_match(folder, absolute):
     assert is_pattern("a?") and not is_pattern("a{0..3}.tar")
 
 
+def test_a_name_is_a_pattern_only_behind_the_folders_that_exist(folder):
+    (folder / "[f].tar").write_text("")
+    for name, found in (
+        ("*.tar", ["[f].tar", "a.tar"]), ("[f].tar", ["[f].tar"]), ("none.tar", ["none.tar"]), ("none*", []),
+        ("set [v2]/none.tar", ["set [v2]/none.tar"]), ("set [v2]/n*", []),
+    ):  # fmt: skip
+        assert files_of(folder / name) == [folder / each for each in found], name
+
+
 def test_one_file_under_two_names_is_refused(folder):
     (folder / "x" / "again").symlink_to(folder / "x" / "y")
     with pytest.raises(UserError) as error:
@@ -38,3 +47,6 @@ def test_one_file_under_two_names_is_refused(folder):
     with pytest.raises(UserError):
         matching(folder / "**" / "*.tar")
     assert matching(folder / "*.tar") == [folder / "a.tar"]
+    require_distinct(folder, [folder / "a.tar", folder / "x" / "b.tar"])
+    with pytest.raises(UserError, match="one file"):
+        require_distinct(folder, [folder / "a.tar", folder / "loop" / "a.tar"])

@@ -79,6 +79,14 @@ def test_files_that_repeat_records_are_refused(tmp_path):
     assert len(names(tmp_path / "f" / "*.parquet")) == 5
 
 
+def test_links_to_a_file_of_the_folder_and_hidden_files(tmp_path):
+    made(tmp_path, "a.parquet", ".a.parquet", "._b.parquet", "..arrow")
+    assert names(tmp_path) == names(tmp_path / "*") == ["a.parquet"]
+    (tmp_path / "b.parquet").symlink_to("a.parquet")
+    for path in (tmp_path, tmp_path / "*"):
+        assert "a.parquet" in problem(path).got and "one file" in problem(path).got
+
+
 def test_tables_below_a_folder_are_named(tmp_path):
     made(tmp_path, "README.md", ".cache/x.parquet", "data/.hidden.parquet")
     assert problem(tmp_path).expected == "parquet or Arrow files"
