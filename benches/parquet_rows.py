@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +18,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
-from benches.rows import seconds, workers_uss
+from benches.rows import measured, seconds, worker_memory
 from lmmkit.data.sources.records import open_records
 from lmmkit.scenes import write_scenes
 
 SOURCE = "{{kind: messages, records: {}, template: vicuna_v1, image_fit: pad}}"
 GROUP, SHARED = 1_000, 500  # records in a group; different images
-BOUNDS = {"open_s": 2.0, "worker_extra_mb": 200.0}
+BOUNDS = {"open_s": ("at most", 2.0), "worker_extra_mb": ("at most", 200.0)}
 
 
 def noise(side: int) -> list[bytes]:
@@ -84,10 +80,7 @@ def figures(root: Path, count: int, side: int) -> dict[str, float]:
     found["first_pass_cpu_s"] = seconds(opened)
     found["first_pass_s"] = time.perf_counter() - begin
     found["open_s"] = seconds(opened, time.perf_counter)
-    few = workers_uss(root, SOURCE.format("few.parquet"))
-    found["worker_ten_rows_mb"] = few
-    found["worker_extra_mb"] = workers_uss(root, SOURCE.format("many.parquet")) - few
-    return found
+    return found | worker_memory(root, SOURCE.format("few.parquet"), SOURCE.format("many.parquet"))
 
 
 def main() -> None:
@@ -96,15 +89,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--side", type=int, default=10)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LMMKIT_CACHE"] = str(Path(folder) / "cache")
-        found = figures(Path(folder) / "data", asked.rows, asked.side)
-    print(json.dumps({name: round(value, 2) for name, value in found.items()}, indent=2))
-    missed = [name for name, most in BOUNDS.items() if found[name] > most]
-    for name in missed:
-        print(f"missed: {name} {found[name]:.1f}, want at most {BOUNDS[name]:g}", file=sys.stderr)
-    sys.exit(bool(missed))
+    measured(lambda folder: figures(folder, asked.rows, asked.side), BOUNDS)
 
 
 if __name__ == "__main__":

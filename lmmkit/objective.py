@@ -134,12 +134,12 @@ class Objective(nn.Module):
     def _states(self, batch: Batch) -> tuple[ModelOutput, dict[Need, Tensor]]:
         """Returns the output of the decoder and the features of teachers, and the needs that the stage's reference
         gives."""
-        seen, scored = None, {}
+        encoded, scored = None, {}
         if batch.reference is not None:
             (reference,) = self.references
-            seen = self.lmm.see(batch)
-            scored = reference(batch, seen)
-        out = self.lmm(batch, self.tokens(batch), seen)
+            encoded = self.lmm.encode(batch)
+            scored = reference(batch, encoded)
+        out = self.lmm(batch, self.tokens(batch), encoded)
         return out._replace(features={**out.features, **self._teacher_features(batch)}), scored
 
     @torch.no_grad()
@@ -224,10 +224,10 @@ class Objective(nn.Module):
         idle, reached, sources = [self.plugins], [], {scatter.source for scatter in batch.scatters}
         if not sources & {"vision", "native"}:
             idle += [self.lmm.connector]
-            if out.seen_IND is None:
+            if out.encoded.sized_IND is None:
                 idle += [self.lmm.vision]
-            elif out.seen_IND.requires_grad:
-                reached = [out.seen_IND]
+            elif out.encoded.sized_IND.requires_grad:
+                reached = [out.encoded.sized_IND]
         learned = self.lmm.image_rows.learned(self.lmm.connector)
         reached += [x for source, x in learned.items() if source not in sources and x.requires_grad]
         reached += [p for part in idle for p in part.parameters() if p.requires_grad]

@@ -118,7 +118,7 @@ def test_an_absent_library_is_refused_before_anything_costs_time(tiny, tmp_path,
     with pytest.raises(MachineError, match="optim/not-installed") as error:
         train(tiny(*BOTH), out=tmp_path / "run")
     assert [p.where for p in error.value.problems] == [f"--set {each}" for each in BOTH]
-    assert "pip install 'bitsandbytes>=0.50'" in error.value.problems[0].hint
+    assert 'pip install "lmmkit[lean]"' in error.value.problems[0].hint
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine.yaml").write_text(PLAIN)
     text = command("check", tmp_path / "mine.yaml", "--root", scenes, "--set", BOTH[0], code=3)

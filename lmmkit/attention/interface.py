@@ -85,6 +85,12 @@ def ungrouped(x_THK: Tensor, groups: int) -> Tensor:
     return x_THK if heads == groups else x_THK.unflatten(-2, (groups, heads // groups)).sum(-2)
 
 
+def no_rotation(rows: int, heads: Heads, device: torch.device) -> Rotary:
+    """Returns the table that leaves queries and keys as they are, for rows without rotary positions."""
+    sin_T1K = torch.zeros(rows, 1, heads.size // 2, device=device)
+    return torch.ones_like(sin_T1K), sin_T1K
+
+
 def apply_rope(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (q_THK, k_TGK, v_TGK), RoPE applied to queries and keys; the reference for `apply_rope_`."""
     q, k, v = heads.split(qkv_TC)

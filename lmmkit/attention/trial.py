@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.forest import blocks, roots
-from lmmkit.attention.interface import AttentionFn, Heads, Rotary
+from lmmkit.attention.interface import AttentionFn, Heads, Rotary, no_rotation
 from lmmkit.attention.schedule import AttentionSpec
 
 MOST_ERROR = 0.1  # of the largest value: bfloat16 errs by a tenth of this, a wrong layout by all of it
@@ -73,7 +73,8 @@ def refusal(backend: Backend, at: Conditions) -> str:
         return reason
     try:
         with _undisturbed(at):
-            worst = max(map(_difference, *_results(backend, at)))
+            mine = _results(backend, at, at.device, at.dtype)
+            worst = max(map(_difference, mine, _results(Eager(), at, CPU, torch.float64)))
     except Exception as error:  # a kernel may refuse in any way: what it says is the reason
         return _brief(str(error)) or type(error).__name__
     return "" if worst < MOST_ERROR else f"its results are off by {worst:.0%} of the largest value"
@@ -111,15 +112,14 @@ def _undisturbed(at: Conditions) -> Iterator[None]:
         yield
 
 
-def _results(backend: Backend, at: Conditions) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns what the backend computes there, and what `eager` does on the CPU in float64."""
-    mine = _packed(backend, at.decoder, at, at.device, at.dtype)
-    plain = _packed(Eager(), at.decoder, at, CPU, torch.float64)
-    if at.encoder is not None:
-        encoder = _images if at.packed_images else _dense
-        mine += encoder(backend, at.encoder, at, at.device, at.dtype)
-        plain += encoder(Eager(), at.encoder, at, CPU, torch.float64)
-    return mine, plain
+def _results(backend: Backend, at: Conditions, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Returns what a backend computes of values that `at.dtype` has."""
+    found = _packed(backend, at.decoder, at, device, dtype)
+    if at.encoder is None:
+        return found
+    if at.packed_images:
+        found += _images(backend, at.encoder, at, device, dtype)
+    return found + _dense(backend, at.encoder, at, device, dtype)
 
 
 def _packed(
@@ -135,11 +135,10 @@ def _packed(
 def _images(
     backend: Backend, heads: Heads, at: Conditions, device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Returns outputs and gradients of `IMAGES`, and of images of one size, which are encoded without packing."""
+    """Returns outputs and gradients of `IMAGES`."""
     leaf, d_TC, unturned = _rows(heads, at, device, dtype)
     out_TC, _ = backend.prepare(IMAGES, device)(leaf * 1, heads, unturned)
-    dense = _dense(backend, heads, at, device, dtype)
-    return [out_TC, *torch.autograd.grad(out_TC, leaf, d_TC), *dense]
+    return [out_TC, *torch.autograd.grad(out_TC, leaf, d_TC)]
 
 
 def _rows(
@@ -149,8 +148,7 @@ def _rows(
     T = len(_ROW_T)
     sizes = (T, (heads.q + 2 * heads.kv) * heads.size), (T, heads.q * heads.size)
     qkv_TC, d_TC = (x.to(device, dtype) for x in _drawn(at.dtype, *sizes))
-    turn = torch.ones(T, 1, heads.size // 2, device=device)
-    return qkv_TC.requires_grad_(), d_TC, (turn, 0 * turn)
+    return qkv_TC.requires_grad_(), d_TC, no_rotation(T, heads, device)
 
 
 def _dense(

@@ -86,8 +86,7 @@ def generate(
     recording = [
         cache.recording(attention_fn) for cache, attention_fn in zip(caches, attention_fns, strict=True)
     ]
-    seen = lmm.see(batch)
-    x_TD = lmm.rows(batch, lmm.project(seen.sized_IND), tokens, seen.native_RD)
+    x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch)), tokens)
     id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
 
     visible_QM = F.pad(visible_QM, (0, room), value=True).to(device)

@@ -89,8 +89,7 @@ def image_attention(
         return attend(qkv_TC, heads, rotary)
 
     with objective.computing(device):
-        seen = lmm.see(batch)
-        x_TD = lmm.rows(batch, lmm.project(seen.sized_IND), objective.tokens(batch), seen.native_RD)
+        x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch)), objective.tokens(batch))
         lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, recording)] * len(lmm.decoder.blocks))
     weight_RN = torch.stack(maps).mean(0)
     weight_N, deciding_N = weight_RN[:-1].mean(0), weight_RN[-1]

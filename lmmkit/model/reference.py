@@ -12,7 +12,7 @@ from lmmkit.api.batch import Batch
 from lmmkit.api.needs import Need
 from lmmkit.model.cross_entropy import log_probs
 from lmmkit.model.transforms import lora
-from lmmkit.model.vlm import LMM, Seen
+from lmmkit.model.vlm import LMM, ImageFeatures
 
 
 class Reference(nn.Module):
@@ -28,19 +28,19 @@ class Reference(nn.Module):
         self._used = lmm, tokens
 
     @torch.no_grad()
-    def forward(self, batch: Batch, seen: Seen | None) -> dict[Need, Tensor]:
+    def forward(self, batch: Batch, encoded: ImageFeatures | None) -> dict[Need, Tensor]:
         """Returns the log-probabilities that needs read from the reference, without dropout or updates.
 
-        `seen`: the output of the trained model's encoder, which the reference shares if it has none of its own.
+        `encoded`: the output of the trained model's encoder, which the reference shares if it has none of its own.
         """
         assert batch.reference is not None
         (lmm, tokens), head = self._used, batch.reference
-        seen = None if lmm.vision in self.own.values() or seen is None else seen.detach()
+        encoded = None if lmm.vision in self.own.values() or encoded is None else encoded.detach()
         weight_VD = lmm.decoder.head.weight
         width = weight_VD.shape[1]
         names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source.startswith("plugins.")]
         rows = {f"plugins.{name}": plugin_calls.tokens(name, tokens[name], width) for name in names}
         with lora.updates_off(lmm.decoder):
-            out = lmm(batch.reading(()), rows, seen)
+            out = lmm(batch.reading(()), rows, encoded)
         logp_P, _ = log_probs(out.at(head.row_R), weight_VD, head.place_P, head.target_P)
         return {need: logp_P[item_Q] for need, item_Q in head.item_Q.items()}

@@ -23,7 +23,7 @@ from lmmkit.api.batch import Patches
 from lmmkit.api.model_info import ImageSpec, Resample
 from lmmkit.attention.backends import Backend
 from lmmkit.attention.forest import blocks, expand
-from lmmkit.attention.interface import Heads, moved
+from lmmkit.attention.interface import Heads, moved, no_rotation
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.errors import did_you_mean
 from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
@@ -156,14 +156,10 @@ class ViT(nn.Module):
 
     def _segments(self, lengths: np.ndarray, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Returns attention over packed sequences of these lengths, each onto itself."""
-        size, total = self.shape.width // self.shape.heads, int(lengths.sum())
-        heads = Heads(self.shape.heads, self.shape.heads, size)
+        heads = Heads(self.shape.heads, self.shape.heads, self.shape.width // self.shape.heads)
         run = self.backend.prepare(among_images(lengths), device)
-        unturned = (
-            torch.ones(total, 1, size // 2, device=device),
-            torch.zeros(total, 1, size // 2, device=device),
-        )
-        return lambda qkv_TC: run(qkv_TC, heads, unturned)[0]
+        rotary = no_rotation(int(lengths.sum()), heads, device)
+        return lambda qkv_TC: run(qkv_TC, heads, rotary)[0]
 
 
 def among_images(lengths: np.ndarray) -> AttentionSpec:
@@ -233,8 +229,8 @@ class TimmViT(nn.Module):
         for grid in dict.fromkeys(images.grids):
             alike = [i for i, other in enumerate(images.grids) if other == grid]
             pixels_ICXY = torch.stack([images.pixels(i) for i in alike])
-            seen_IND = self.forward(pixels_ICXY)  # not by hooks, which gather a sharded encoder for each size
-            found |= dict(zip(alike, seen_IND, strict=True))
+            x_IND = self.forward(pixels_ICXY)  # not by hooks, which gather a sharded encoder for each size
+            found |= dict(zip(alike, x_IND, strict=True))
         return torch.cat([found[i] for i in range(len(found))])
 
 

@@ -19,29 +19,29 @@ from lmmkit.model.image_rows import ImageRows
 from lmmkit.model.vision import TimmViT, ViT
 
 
-class Seen(NamedTuple):
-    """Holds the encoder's output for images of one size, [I, N, D], and for the patches of all others, [R, D], in
-    vision width; None without such images."""
+class ImageFeatures(NamedTuple):
+    """Holds what the encoder, or then the connector, gives for images of one size, [I, N, D], and for the patches of
+    all others, [R, D]; None without such images."""
 
     sized_IND: Tensor | None = None
     native_RD: Tensor | None = None
 
-    def detach(self) -> Seen:
-        """Returns the same output without its graph."""
-        return Seen(*(None if x is None else x.detach() for x in self))
+    def detach(self) -> ImageFeatures:
+        """Returns the same features without their graph."""
+        return ImageFeatures(*(None if x is None else x.detach() for x in self))
 
 
 class ModelOutput(NamedTuple):
     """Holds the states after the final norm of rows `row_W` (ascending), the attention mass of rows `row_R`
     in each layer, the states of the rows `batch.inner` between blocks, the weights on chosen keys by need, the
-    encoder's output for the images of one size, and by stage the features of all image rows that some need reads."""
+    encoder's output, and by stage the features of all image rows that some need reads."""
 
     row_W: Tensor
     hidden_WD: Tensor
     mass_LR: Tensor
     inner: Mapping[int, Tensor]
     maps: Mapping[Hashable, Tensor]
-    seen_IND: Tensor | None = None
+    encoded: ImageFeatures = ImageFeatures()
     features: Mapping[str, Tensor] = NOTHING
 
     def at(self, row_Q: Tensor) -> Tensor:
@@ -57,36 +57,35 @@ class LMM(nn.Module):
         self.vision, self.connector, self.decoder = vision, connector, decoder
         self.backend, self.image_rows = backend, ImageRows()
 
-    def forward(self, batch: Batch, tokens: Mapping[str, Tensor], seen: Seen | None = None) -> ModelOutput:
+    def forward(
+        self, batch: Batch, tokens: Mapping[str, Tensor], encoded: ImageFeatures | None = None
+    ) -> ModelOutput:
         """Runs one packed pass; the last layer outputs only the rows that are read.
 
         Args:
             batch: on the model's device.
             tokens: learned tokens [n, D] by scatter source ("plugins.<instance>").
-            seen: the output of `see`, if the caller has it already.
+            encoded: the output of `encode`, if the caller has it already.
         """
-        seen_IND, native_RD = self.see(batch) if seen is None else seen
+        encoded = self.encode(batch) if encoded is None else encoded
         shown = any(scatter.source == "vision" for scatter in batch.scatters)
-        projected_IND = self.project(seen_IND) if shown else None
-        x_TD = self.rows(batch, projected_IND, tokens, native_RD)
+        projected = self.project(encoded if shown else encoded._replace(sized_IND=None))
+        x_TD = self.rows(batch, projected, tokens)
         attention_fns = self.attention_fns(batch.attention, batch.last, x_TD.device)
         out = self.decode(x_TD, batch.forest.pos_T, attention_fns, batch.inner)
         stages = {need.stage for need in batch.gathers if isinstance(need, VisionAt)}
-        features = {stage: self._features(stage, seen_IND, projected_IND) for stage in stages}
-        return out._replace(seen_IND=seen_IND, features=features)
+        features = {stage: self._features(stage, encoded.sized_IND, projected.sized_IND) for stage in stages}
+        return out._replace(encoded=encoded, features=features)
 
-    def _features(self, stage: str, seen_IND: Tensor | None, projected_IND: Tensor | None) -> Tensor:
+    def _features(self, stage: str, encoded_IND: Tensor | None, projected_IND: Tensor | None) -> Tensor:
         """Returns the features of all image rows, [rows, width]; none for a batch without images."""
-        if seen_IND is None or projected_IND is None:
+        if encoded_IND is None or projected_IND is None:
             encoder, shape = cast(ViT | TimmViT, self.vision), self.decoder.shape
             width = encoder.image.width if stage == "encoder" else shape.width
             return self.decoder.norm.weight.new_empty(0, width)
-        seen = (
-            self.image_rows.seen(seen_IND, cast(Connector, self.connector))
-            if stage == "encoder"
-            else projected_IND
-        )
-        return seen.flatten(0, 1)
+        if stage != "encoder":
+            return projected_IND.flatten(0, 1)
+        return self.image_rows.seen(encoded_IND, cast(Connector, self.connector)).flatten(0, 1)
 
     def attention_fns(
         self, spec: AttentionSpec, last: AttentionSpec, device: torch.device
@@ -111,49 +110,43 @@ class LMM(nn.Module):
         pos_T = pos_T.to(x_TD.device, non_blocking=True)
         return ModelOutput(row_W, *self.decoder(x_TD, pos_T, attention_fns, inner))
 
-    def see(self, batch: Batch) -> Seen:
+    def encode(self, batch: Batch) -> ImageFeatures:
         """Returns the encoder's output for all images of a batch, from one pass.
 
         Ranks that an encoder is sharded over must run it equally often, also if they have unlike kinds of images.
         """
         if batch.patches is None:
-            return Seen(self.encode(batch.pixels_ICXY))
+            return ImageFeatures(self.encode_sized(batch.pixels_ICXY))
         dtype, sized = self.decoder.norm.weight.dtype, len(batch.pixels_ICXY)
         images = batch.patches.after(batch.pixels_ICXY)
         images = Patches(images.patch_RF.to(dtype), images.grids)
-        seen_RD = cast(ViT | TimmViT, self.vision).packed(images)
+        x_RD = cast(ViT | TimmViT, self.vision).packed(images)
         split = sum(images.lengths[:sized])
-        return Seen(seen_RD[:split].unflatten(0, (sized, -1)) if sized else None, seen_RD[split:])
+        return ImageFeatures(x_RD[:split].unflatten(0, (sized, -1)) if sized else None, x_RD[split:])
 
-    def encode(self, pixels_ICXY: Tensor) -> Tensor | None:
-        """Returns [I, N, D] in vision width; None without images."""
+    def encode_sized(self, pixels_ICXY: Tensor) -> Tensor | None:
+        """Returns the encoder's output for images of one size, [I, N, D]; None without images."""
         if not len(pixels_ICXY):
             return None
         x_IND = self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # the dtype of the activations
         return x_IND.contiguous()  # on a view without the class token the connector would run many products
 
-    def project(self, seen_IND: Tensor | None) -> Tensor | None:
-        """Returns the rows of the images from the encoder's output; None without images."""
-        return (
-            None if seen_IND is None else self.image_rows.project(seen_IND, cast(Connector, self.connector))
+    def project(self, encoded: ImageFeatures) -> ImageFeatures:
+        """Returns the rows of the images, in decoder width, from the encoder's output."""
+        connector, (sized_IND, native_RD) = cast(Connector, self.connector), encoded
+        return ImageFeatures(
+            None if sized_IND is None else self.image_rows.project(sized_IND, connector),
+            None if native_RD is None else connector(native_RD[None])[0],  # each patch is a row
         )
 
-    def rows(
-        self,
-        batch: Batch,
-        projected_IND: Tensor | None,
-        tokens: Mapping[str, Tensor],
-        native_RD: Tensor | None = None,
-    ) -> Tensor:
-        """Returns row vectors [T, D]: token embeddings, then each scatter into its rows. `projected_IND`: what
-        the connector makes of the images of one size; `native_RD`: the encoder's output for all others, of which each
-        patch is a row. None if there are none."""
+    def rows(self, batch: Batch, projected: ImageFeatures, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Returns row vectors [T, D]: token embeddings, then each scatter into its rows."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
         sources = {**self.image_rows.learned(self.connector), **tokens}
-        if projected_IND is not None:
-            sources["vision"] = projected_IND.flatten(0, 1)
-        if native_RD is not None:
-            sources["native"] = self.connector(native_RD[None])[0]
+        if projected.sized_IND is not None:
+            sources["vision"] = projected.sized_IND.flatten(0, 1)
+        if projected.native_RD is not None:
+            sources["native"] = projected.native_RD
         for scatter in batch.scatters:
             x_TD = x_TD.index_copy(0, scatter.row_N, sources[scatter.source][scatter.item_N].to(x_TD))
         return x_TD

@@ -19,7 +19,7 @@ from lmmkit.model.reference import Reference
 from lmmkit.model.vlm import LMM
 from lmmkit.objective import Objective
 from lmmkit.plan import from_model
-from lmmkit.plan.checks.tile_checks import fits_read, takes_one_size
+from lmmkit.plan.checks.tile_checks import fits_read, odd_head_size, takes_one_size
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.stage_plan import START
 from lmmkit.training.distributed import fsdp
@@ -134,10 +134,12 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
     fits, model = fits_read(prepared.recipe, stage), there.recipe.model
     if any(isinstance(fit, AnyRes) for fit in fits) and not isinstance(model.chat.image_fit, AnyRes):
         found.append(f"{folder}, a model without a newline row, for images that are cut into tiles")
-    if any(isinstance(fit, Native) for fit in fits) and takes_one_size(model.vision):
-        found.append(
-            f"{folder}, a timm encoder that takes images of one size, for images that keep their shape"
-        )
+    if any(isinstance(fit, Native) for fit in fits):
+        encoder = "a timm encoder that takes images of one size" if takes_one_size(model.vision) else ""
+        if size := odd_head_size(model.vision):
+            encoder = f"an encoder with heads of {size} values, an odd number"
+        if encoder:
+            found.append(f"{folder}, {encoder}, for images that keep their shape")
     if prepared.plans[stage].strategies:
         names = ", ".join(strategy.name for strategy, _ in prepared.plans[stage].strategies)
         found.append(f"{folder}, and learned tokens ({names}), which only `start` has")

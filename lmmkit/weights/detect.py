@@ -137,9 +137,8 @@ def _llava_next(folder: Path, config: Config, feature_layer: int | None) -> Pret
     if not sizes or not good:
         values = f"a list of [height, width], multiples of {side} up to {64 * side}"
         raise config.problem("image_grid_pinpoints", sizes, values)
-    grids = dict.fromkeys(
-        (height // side, width // side) for height, width in sizes
-    )  # the first of equal ones counts
+    # The first of equal ones counts.
+    grids = dict.fromkeys((height // side, width // side) for height, width in sizes)
     tiles = AnyResFit(kind="anyres", grids=tuple(grids))
     return replace(found, kind="llava-next", spelling=LLAVA_NEXT, tiles=tiles)
 

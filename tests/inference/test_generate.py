@@ -108,7 +108,7 @@ def test_decoding_in_reserved_rows_is_recomputing_from_scratch():
     kept = Kept()
     with torch.no_grad():
         written = write(lmm, batch, [path[-1] for path in paths], choose=kept)
-        x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch.pixels_ICXY)), {})
+        x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch)), {})
         for i, path in enumerate(paths):
             for step in range(NEW):
                 past = lmm.decoder.embed(torch.tensor(written[i][:step], dtype=torch.int64))

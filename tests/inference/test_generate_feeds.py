@@ -33,7 +33,7 @@ def write(lmm, feeds, *, layouts=LAYOUTS, choose=None, eos=NEVER, on_token=lambd
 def plain_logits(lmm, layout, written, feed):
     """Yields the logits for each token of an answer, from whole sequences without a cache."""
     batch, (path,) = packed([[layout]])
-    x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch.pixels_ICXY)), {})[path]
+    x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch)), {})[path]
     for token in [*written, None]:
         hidden_TD, _ = plain_twins.decoder(lmm.decoder, x_TD)
         yield lmm.logits(hidden_TD[-1:])[0]

@@ -21,6 +21,7 @@ from lmmkit.import_export import export_model
 from lmmkit.inference import chat_model as chat_model_file
 from lmmkit.inference.generate import generate
 from lmmkit.inference.load import load
+from lmmkit.model.vlm import ImageFeatures
 from lmmkit.recipe import read_recipe
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
@@ -235,10 +236,10 @@ def test_a_model_with_fewer_rows_for_an_image_answers_as_it_was_trained(trained,
     path = str(sorted((scenes / "images" / "heldout").iterdir())[0])
     answer = chat_model.reply("Is there a circle?", path, max_new_tokens=5)
     objective = chat_model.objective
-    seen = objective.lmm.encode(torch.zeros(1, 3, 24, 24))
+    seen = objective.lmm.encode_sized(torch.zeros(1, 3, 24, 24))
     with torch.no_grad():
         rows = objective.lmm.connector(objective.plugins["halve"](seen[:, ::2][:, :4]))
-        assert torch.equal(objective.lmm.project(seen), rows)
+        assert torch.equal(objective.lmm.project(ImageFeatures(seen)).sized_IND, rows)
     export_model(run.path, tmp_path / "kept", "lmmkit")
     again = load(tmp_path / "kept", trust_files=True, root=recipe.root)
     assert again.reply("Is there a circle?", path, max_new_tokens=5) == answer
@@ -257,8 +258,8 @@ def test_a_plugin_may_be_the_connector(trained, scenes):
     chat_model = load(run.path, trust_files=True)
     lmm, module = chat_model.objective.lmm, chat_model.objective.plugins["own"]
     assert not list(lmm.connector.parameters()) and chat_model.prepared.image_rows == 9
-    seen = lmm.encode(torch.zeros(1, 3, 24, 24))
+    seen = lmm.encode_sized(torch.zeros(1, 3, 24, 24))
     with torch.no_grad():
-        assert torch.equal(lmm.project(seen), module(seen))
+        assert torch.equal(lmm.project(ImageFeatures(seen)).sized_IND, module(seen))
     path = str(sorted((scenes / "images" / "heldout").iterdir())[0])
     assert isinstance(chat_model.reply("Is there a circle?", path, max_new_tokens=3), str)

@@ -77,13 +77,13 @@ def test_rows_come_from_ids_vision_and_tokens_each_where_its_fill_says():
     drt = torch.full((1, TEXT.width), 3.0)
     token = EmbedScatter("plugins.x", torch.tensor([11]), torch.tensor([0]))
     id_T = batch.id_T.index_fill(0, torch.tensor([11]), -1)
-    seen_IND = lmm.encode(batch.pixels_ICXY)
+    encoded = lmm.encode(batch)
     x_TD = lmm.rows(
         replace(batch, id_T=id_T, scatters=(*batch.scatters, token)),
-        lmm.project(seen_IND),
+        lmm.project(encoded),
         {"plugins.x": drt},
     )
-    assert torch.equal(x_TD[1:10], lmm.connector(seen_IND)[0]) and torch.equal(x_TD[11], drt[0])
+    assert torch.equal(x_TD[1:10], lmm.connector(encoded.sized_IND)[0]) and torch.equal(x_TD[11], drt[0])
     assert torch.equal(x_TD[[0, 10]], lmm.decoder.embed(torch.tensor([5, 6])))
 
 
@@ -108,12 +108,12 @@ def test_images_of_all_kinds_go_through_the_encoder_in_one_pass(sized, native):
     batch, _ = packed([[prompt([5, 6, 7], name)] for name in "ab"] if sized else [[prompt([5, 6, 7])]])
     batch = replace(batch, patches=images if native else None)
     assert len(batch.pixels_ICXY) == 2 * sized
-    want = lmm.encode(batch.pixels_ICXY), lmm.vision.packed(images) if native else None
+    want = lmm.encode_sized(batch.pixels_ICXY), lmm.vision.packed(images) if native else None
     lmm.vision.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    seen = lmm.see(batch)
-    lmm(batch, {}, seen)
+    encoded = lmm.encode(batch)
+    lmm(batch, {}, encoded)
     assert len(passes) == (sized or native)
-    for got, alone in zip(seen, want, strict=True):
+    for got, alone in zip(encoded, want, strict=True):
         assert (got is None) is (alone is None) and (got is None or off(got, alone) < 1e-5)
 
 

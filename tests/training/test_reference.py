@@ -302,13 +302,18 @@ def test_what_is_no_reference_is_refused(finished, recipe_of, tmp_path, scenes):
 
 ANYRES = "{kind: anyres, grids: [[1, 2], [2, 1]]}"
 NATIVE = "{kind: native, max_patches: 9}"
+WIDE = "model.vision.width=30"
 TIMM = "model.vision={timm: vit_tiny_patch16_224, weights: none, image_size: 24, args: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2%s}}"
 
 
 @pytest.mark.parametrize(
     ("fit", "before", "after", "words"),
-    [(ANYRES, [], [], "newline row"), (NATIVE, [TIMM % ""], [TIMM % ", dynamic_img_size: true"], "one size")],
-    ids=["tiles", "native"],
+    [
+        (ANYRES, [], [], "newline row"),
+        (NATIVE, [TIMM % ""], [TIMM % ", dynamic_img_size: true"], "one size"),
+        (NATIVE, [WIDE, "model.vision.heads=2"], [WIDE, "model.vision.heads=3"], "heads of 15 values, an odd number"),
+    ],
+    ids=["tiles", "native", "odd-heads"],
 )  # fmt: skip
 def test_a_folder_whose_model_cannot_read_images_by_their_shape_is_refused(
     recipe_of, tmp_path, fit, before, after, words

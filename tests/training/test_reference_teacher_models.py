@@ -15,7 +15,7 @@ from lmmkit.attention.interface import Heads
 from lmmkit.cost_estimate import estimate
 from lmmkit.errors import UserError
 from lmmkit.inference.load import load, open_teacher_models
-from lmmkit.model.vlm import Seen
+from lmmkit.model.vlm import ImageFeatures
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import prepare
 from lmmkit.runs.run_folder import RunFolder
@@ -100,7 +100,9 @@ def test_the_first_value_is_that_of_both_models_alone(finished, teacher):
     pick, total = batch.gathers[prepared.plans["only"].needs[0]], 0.0
     assert len(pick) == batch.count["distill"] == batch.count["next_token"]
     with torch.no_grad():
-        theirs = large.lmm(batch.reading(()), {}, Seen(large.lmm.encode(batch.teacher_pixels["large"])))
+        theirs = large.lmm(
+            batch.reading(()), {}, ImageFeatures(large.lmm.encode_sized(batch.teacher_pixels["large"]))
+        )
         ours = own.lmm(batch.reading(()), {})
         rows = [
             (made.lmm.logits(out.at(pick.row_Q)) / 1.5).softmax(-1).double()

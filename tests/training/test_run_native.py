@@ -161,8 +161,7 @@ def test_on_a_card_no_image_of_any_size_waits_for_the_device(recipe, backend):
     lmm.backend = lmm.vision.backend = backend
     with on_card(made) as rules, made.computing(torch.device("cuda")):
         moved = batch.to("cuda")
-        seen = lmm.see(moved)
-        assert seen.native_RD.shape == (len(batch.patches.patch_RF), 32)
+        assert lmm.encode(moved).native_RD.shape == (len(batch.patches.patch_RF), 32)
         if backend == Flash():
             assert rules.called == ["_flash_attention_forward"] * len(lmm.vision.blocks)
         assert bool(rules.called) == (backend != Eager())

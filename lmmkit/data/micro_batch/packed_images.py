@@ -1,4 +1,4 @@
-"""Makes the images of a micro-batch: reads each file once, edits it, and returns pixels for the encoder and teachers."""
+"""Makes the images of a micro-batch: reads each file once, edits it, and gives pixels to the encoder and teachers."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def _native(recipe: Recipe, found: Mapping[str, Native]) -> list[Problem]:
         expected = "`args: {dynamic_img_size: true}`, for timm's encoders"
         got, fix = "a timm encoder that takes images of one size", "Add it to `args`."
         problems.append(CONFLICT.at(where, got=got, expected=expected, fix=fix))
-    if found and isinstance(vision, VisionScratch) and (size := vision.width // vision.heads) % 2:
+    if found and (size := odd_head_size(vision)):
         problems.append(TILES.at(where, got=f"heads of {size} values, an odd number"))
     for key, fit in found.items():
         problems += _room(recipe, f"{key}.max_patches", fit.max_patches, str(fit.max_patches), "max_patches")
@@ -90,6 +90,12 @@ def _native(recipe: Recipe, found: Mapping[str, Native]) -> list[Problem]:
 def takes_one_size(vision: Vision | None) -> bool:
     """Returns whether an encoder takes images of one size only, as timm's do unless they are asked for others."""
     return isinstance(vision, VisionTimm) and not vision.args.get("dynamic_img_size")
+
+
+def odd_head_size(vision: Vision | None) -> int:
+    """Returns the size of an encoder's heads if it is odd, which attention over packed rows does not take; else 0."""
+    size = vision.width // vision.heads if isinstance(vision, VisionScratch) else 0
+    return size if size % 2 else 0
 
 
 def _room(recipe: Recipe, key: str, rows: int, got: str, setting: str) -> list[Problem]:
