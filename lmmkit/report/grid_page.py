@@ -106,9 +106,8 @@ def _command(grid: Mapping[str, Any], file: Path) -> str:
     """Returns the command that makes the grid again, or continues it if the runs are still there."""
     roots = [word for root in _listed(grid.get("roots")) for word in ("--root", str(root))]
     grids = file.parent.parent
-    store = (
-        ["--runs", str(grids.parent)] if grids.name == "grids" else []
-    )  # else it was copied out of its store
+    # a file that was copied out of its store is in no folder `grids`
+    store = ["--runs", str(grids.parent)] if grids.name == "grids" else []
     return shlex.join(["lmmkit", "ablate", grid["file"], *roots, *store])
 
 

@@ -21,6 +21,8 @@ FORMAT = 1
 OWN = "own"
 CONDITIONS = (OWN, "blank", "black", "swapped", "none", "empty")
 """The images of a question: its own, one of a single colour (two kinds), another item's, none, or a given empty one."""
+GROUPS = ("type", "prior")
+"""The fields of a record that divide the questions of a source into groups with figures of their own, in this order."""
 AnswerKey = tuple[str, str]
 """(condition, id) of an answer."""
 

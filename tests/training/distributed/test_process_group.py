@@ -62,4 +62,4 @@ def test_a_package_that_is_not_there_is_named_with_how_to_get_it():
     with pytest.raises(MachineError) as error:
         webdataset_shards._package("webdataset_absent")
     (problem,) = error.value.problems
-    assert problem.code == "records/no-webdataset" and ".[webdataset]" in problem.hint
+    assert problem.code == "records/no-webdataset" and "lmmkit[webdataset]" in problem.hint
