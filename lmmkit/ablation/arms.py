@@ -94,9 +94,7 @@ def _read(file: GridFile, recipe: str, changes: Sequence[_Change]) -> Recipe:
     overrides: dict[str, str] = {}
     for where, key, value in changes:
         text = f"{key}={flow_text(value)}"
-        overrides.pop(
-            text, None
-        )  # the last one of a key counts, so an earlier equal one must not keep its place
+        overrides.pop(text, None)  # the last one of a key counts, so it must not keep an earlier place
         overrides[text] = where
     try:
         return read_recipe(file.recipe_path(recipe), overrides=list(overrides))
@@ -143,6 +141,13 @@ def has_figure(recipe: Recipe, path: str) -> bool:
         return False
     known = _figures_of(recipe, task, tasks[task])
     return known is None or figure.partition("/")[0] in known
+
+
+def is_loss(recipe: Recipe, path: str) -> bool:
+    """Returns whether a figure, TASK/FIGURE, is the value of a term, which is no share even where it is below 1."""
+    name, _, figure = path.partition("/")
+    task = recipe.evaluate.tasks.get(name) if recipe.evaluate is not None else None
+    return task is not None and (task.kind or name) == "terms" and "/" not in figure
 
 
 def _figures(recipe: Recipe) -> list[str]:

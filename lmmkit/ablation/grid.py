@@ -39,9 +39,9 @@ class GridFile:
 
     @property
     def argument(self) -> str:
-        """Returns what `lmmkit ablate` is given for this grid: the name of a shipped one, or the file."""
+        """Returns what `lmmkit ablate` is given for this grid: the name of a shipped one, or its whole path."""
         names = (name.removeprefix(GRIDS) for name, path in shipped_grids().items() if path == self.path)
-        return next(names, str(self.path))
+        return next(names, str(self.path.resolve()))
 
     def recipe_path(self, name: str) -> Path:
         """Returns the file of a recipe: relative to the grid, else to the current folder, else a shipped one."""

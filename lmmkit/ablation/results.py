@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Cost, Store
-from lmmkit.errors import Problem, raise_all
+from lmmkit.errors import Problem, Tried, raise_all, raise_together
 from lmmkit.errors.ablation import ABLATION_ANSWERS, GRID_OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
 from lmmkit.evaluate.answers.locate import task_folders
-from lmmkit.evaluate.answers.schema import CONDITIONS, OWN, Answer
-from lmmkit.runs.files import read_json
+from lmmkit.evaluate.answers.schema import CONDITIONS, GROUPS, OWN, Answer
+from lmmkit.runs.files import finite, read_json
 
-KINDS = ("type", "prior")  # of groups of questions, in the order of their figures
 CLOSE = 1e-6  # between the mean of kept scores and the figure of results.json
 
 
@@ -46,15 +45,23 @@ class FinishedRun:
         task, _, name = measure.partition("/")
         figures = self.results.get(task)
         found = figures.get(name) if isinstance(figures, dict) else None
-        value, n = (found.get(key) for key in ("value", "n")) if isinstance(found, dict) else (None, None)
-        if not isinstance(value, int | float) or type(value) is bool or not abs(value) <= sys.float_info.max:
+        if not isinstance(found, dict) or (value := finite(found.get("value"))) is None:
             return None
-        return float(value), n if type(n) is int else None
+        n = found.get("n")
+        return value, n if type(n) is int else None
 
     @cached_property
     def folders(self) -> dict[str, Path]:
         """Returns the folders of the tasks that have answers."""
         return task_folders(self.folder)
+
+    @cached_property
+    def headers(self) -> dict[str, dict[str, Any]]:
+        """Returns the content of `answers.json` of each task that has answers; {} without the file."""
+        return {
+            task: read_json(folder / HEADER) if (folder / HEADER).is_file() else {}
+            for task, folder in self.folders.items()
+        }
 
     def answers(self, task: str) -> list[Answer]:
         """Returns the kept answers to a task; [] if it asks no questions. Raises `UserError` for damaged ones, and for
@@ -77,7 +84,7 @@ def scored(answers: Sequence[Answer], figure: str) -> dict[str, Answer] | None:
     if condition not in CONDITIONS:
         return None
     # of groups with one name the figure is that of the last kind
-    kinds = [kind for kind in KINDS if any(answer.groups.get(kind) == detail for answer in answers)][-1:]
+    kinds = [kind for kind in GROUPS if any(answer.groups.get(kind) == detail for answer in answers)][-1:]
     # a question without an image has one answer for all conditions
     return {
         answer.id: answer
@@ -91,52 +98,46 @@ def scored(answers: Sequence[Answer], figure: str) -> dict[str, Answer] | None:
 def read_finished(store: Store, runs: Sequence[GridRun]) -> list[FinishedRun]:
     """Returns the runs that are trained and evaluated, in order, without changes of the files.
 
-    Raises `UserError` for runs on other data, answers to other questions, and answers that do not add up.
+    Raises `UserError` with the problems of all runs: damaged files, other data, answers to other questions, and answers
+    that do not add up.
     """
-    found = []
-    for run in runs:
-        if all(store.is_trained(stage) for stage in run.stages) and not store.missing_tasks(run):
-            store.require_own_data(run)
-            folder = store.run(run.key)
-            costs = tuple(store.cost(stage) for stage in run.stages)
-            found.append(FinishedRun(run, folder.path, folder.read_results(), costs))
-    raise_all([*_other_questions(found), *(p for each in found for p in _sums(each))])
+    read = [Tried(lambda run=run: _read(store, run)) for run in runs]
+    found = [each.value for each in read if each.error is None and each.value is not None]
+    checks = [
+        Tried(lambda run=run, task=task: raise_all(islice(_wrong_accuracies(run, task), 1)))
+        for run in found
+        for task in run.folders
+    ]
+    raise_together([*read, Tried(lambda: raise_all(_other_questions(found))), *checks])
     return found
 
 
-def _sums(run: FinishedRun) -> list[Problem]:
-    """Returns a problem for each task with an accuracy that is not the mean of its kept scores."""
-    found = ((task, _first_wrong(run, task)) for task in run.folders)
-    return [
-        ABLATION_ANSWERS.at(str(run.folders[task] / NAME), got=got, value=value)
-        for task, (got, value) in found
-        if got
-    ]
+def _read(store: Store, run: GridRun) -> FinishedRun | None:
+    """Returns a run with its results; None if it is not finished."""
+    if not all(map(store.is_trained, run.stages)) or store.missing_tasks(run):
+        return None
+    store.require_own_data(run)
+    folder = store.run(run.key)
+    return FinishedRun(run, folder.path, folder.read_results(), tuple(map(store.cost, run.stages)))
 
 
-def _first_wrong(run: FinishedRun, task: str) -> tuple[str, str]:
-    """Returns what the answers of a task give for the first accuracy that they do not add up to, and that accuracy. Of
-    a benchmark only the accuracy of all questions is known to be a mean of scores."""
-    own = _header(run.folders[task]).get("benchmark", "questions") == "questions"
-    figures = run.results.get(task)
-    names = list(figures) if own and isinstance(figures, dict) else ["accuracy"]
+def _wrong_accuracies(run: FinishedRun, task: str) -> Iterator[Problem]:
+    """Yields a problem for each accuracy of a task that is not the mean of its kept scores. Of a benchmark only the
+    accuracy of all questions is known to be a mean, and not of how many scores."""
+    folder, figures = run.folders[task], run.results.get(task)
+    is_benchmark = run.headers[task].get("benchmark", "questions") != "questions"
     answers = run.answers(task)
-    for name in names:
-        figure = run.figure(f"{task}/{name}")
-        found = scored(answers, name) if figure is not None else None
-        if figure is None or found is None or not (own or found):
+    for name in ["accuracy"] if is_benchmark else figures if isinstance(figures, dict) else ():
+        figure, found = run.figure(f"{task}/{name}"), scored(answers, name)
+        if figure is None or found is None or (is_benchmark and not found):
             continue
         value, n = figure
-        scores = [answer.score or 0.0 for answer in found.values()]
-        mean = sum(scores) / len(scores) if scores else 0.0
-        if len(scores) != (n if own and n is not None else len(scores)) or abs(mean - value) > CLOSE:
-            given = f"{name}: a mean score of {mean:.4f} of {len(scores):,} answers"
-            return given, f"{value:.4f}" + ("" if n is None else f" of {n:,}")
-    return "", ""
-
-
-def _header(folder: Path) -> dict[str, Any]:
-    return read_json(folder / HEADER) if (folder / HEADER).is_file() else {}
+        mean = sum(answer.score or 0.0 for answer in found.values()) / max(1, len(found))
+        other_number = n is not None and n != len(found) and not is_benchmark
+        if other_number or abs(mean - value) > CLOSE:
+            got = f"{name}: a mean score of {mean:.4f} of {len(found):,} answers"
+            of = "" if n is None else f" of {n:,}"
+            yield ABLATION_ANSWERS.at(str(folder / NAME), got=got, value=f"{value:.4f}{of}")
 
 
 def _other_questions(runs: Sequence[FinishedRun]) -> list[Problem]:
@@ -144,7 +145,7 @@ def _other_questions(runs: Sequence[FinishedRun]) -> list[Problem]:
     problems, first = [], dict[tuple[str, str], tuple[str, Path]]()
     for run in runs:
         for task, folder in run.folders.items():
-            asked = _header(folder).get("data_sha256")
+            asked = run.headers[task].get("data_sha256")
             if asked is None:
                 got = f"no {HEADER} with the hash of its questions"
                 problems.append(GRID_OTHER_QUESTIONS.at(str(folder), got=got, other="the grid"))

@@ -10,17 +10,18 @@ import fcntl
 import json
 import os
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from lmmkit.ablation.planned_runs import GridRun, StageRun
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
 from lmmkit.errors.training import RUN_DAMAGED
 from lmmkit.recipe import dump, read_recipe
-from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
+from lmmkit.runs.files import finite, read_json, write_json_atomic, write_text_atomic
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.sessions import cpu_seconds_in
 
@@ -63,17 +64,17 @@ class Store:
         """Returns the folder of the outcome of a grid."""
         return self.root / "grids" / name
 
-    def keep_outcome(self, path: Path, roots: Sequence[str]) -> Path | None:
-        """Renames the outcome of a grid on other data folders than `roots`, which would be replaced; returns its new
-        path, or None if there is none."""
-        try:
-            before = read_json(path).get("roots") if path.is_file() else None
-        except UserError:
+    def keep_outcome(self, path: Path, summary: Mapping[str, Any]) -> Path | None:
+        """Renames an outcome on other data folders, or of another grid file of this name, which `summary` would
+        replace; returns its new path, or None if there is none."""
+        before = _read_outcome(path)
+        if not before or _same_origin(before, summary):
             return None
-        if not isinstance(before, list) or not before or sorted(map(str, before)) == sorted(roots):
-            return None
-        names = "-".join(Path(str(root)).name for root in before)
-        to = path.with_name(f"{path.stem}-{names:.100}{path.suffix}")
+        names = "-".join(Path(str(root)).name for root in before["roots"])
+        for number in count(1):
+            to = path.with_name(f"{path.stem}-{names:.100}{f'-{number}' * (number > 1)}{path.suffix}")
+            if not to.exists() or _same_origin(before, _read_outcome(to)):
+                break
         path.replace(to)
         return to
 
@@ -181,7 +182,7 @@ class Store:
             )
             for line in lines
             for key in ("tokens", "seconds")
-            if type(line.get(key)) not in (int, float) or not 0 <= line[key] <= sys.float_info.max
+            if (value := finite(line.get(key))) is None or value < 0
         )  # fmt: skip
         return Cost(
             steps=stage.steps, tokens=each * sum(line["tokens"] for line in lines),
@@ -212,6 +213,22 @@ class Store:
         if handle is not None:
             os.close(handle)
         return handle is None
+
+
+def _read_outcome(path: Path) -> Mapping[str, Any]:
+    """Returns the outcome of a grid; {} for a file that is none."""
+    try:
+        found = read_json(path) if path.is_file() else {}
+    except UserError:
+        return {}
+    return found if isinstance(found.get("roots"), list) and found["roots"] else {}
+
+
+def _same_origin(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Returns whether two outcomes are of one grid file, as far as they name it, and on the same data folders."""
+    roots = [sorted(map(str, each.get("roots", ()))) for each in (a, b)]
+    files = {each["file"] for each in (a, b) if isinstance(each.get("file"), str)}
+    return roots[0] == roots[1] and len(files) < 2
 
 
 def _link(source: str, target: str) -> None:

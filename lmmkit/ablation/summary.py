@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmmkit.ablation.arms import Arm
+from lmmkit.ablation.arms import Arm, is_loss
 from lmmkit.ablation.grid import BASE, GridFile
 from lmmkit.ablation.intervals import Estimate, over_questions, over_seeds, with_holm
 from lmmkit.ablation.results import FinishedRun
@@ -45,16 +45,11 @@ def summarise_grid(file: GridFile, arms: Sequence[Arm], runs: Sequence[FinishedR
         "equal": list(grid.equal),
         "interval": grid.interval,
         "measures": dict(grid.measures),
-        "losses": [name for name, path in grid.measures.items() if any(_is_loss(arm, path) for arm in arms)],
+        "losses": [
+            name for name, path in grid.measures.items() if any(is_loss(arm.recipe, path) for arm in arms)
+        ],
         "arms": entries,
     }
-
-
-def _is_loss(arm: Arm, measure: str) -> bool:
-    """Returns whether a measure is the value of a term, which is no share even where it is below 1."""
-    name, _, figure = measure.partition("/")
-    task = arm.recipe.evaluate.tasks.get(name) if arm.recipe.evaluate is not None else None
-    return task is not None and (task.kind or name) == "terms" and "/" not in figure
 
 
 def expected_runs(summary: Mapping[str, Any]) -> int:

@@ -67,7 +67,8 @@ class Backend(Protocol):
 def refusal(backend: Backend, at: Conditions) -> str:
     """Returns why the backend cannot be used under these conditions; empty if it can.
 
-    It is tried once in each process, if nothing is known against it.
+    It is tried once in each process, if nothing is known against it. Raises the error of too little memory, which says
+    nothing about the backend.
     """
     if reason := backend.why_not(at.device, at.dtype):
         return reason
@@ -75,6 +76,8 @@ def refusal(backend: Backend, at: Conditions) -> str:
         with _undisturbed(at):
             mine = _results(backend, at, at.device, at.dtype)
             worst = max(map(_difference, mine, _results(Eager(), at, CPU, torch.float64)))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # a kernel may refuse in any way: what it says is the reason
         return _brief(str(error)) or type(error).__name__
     return "" if worst < MOST_ERROR else f"its results are off by {worst:.0%} of the largest value"

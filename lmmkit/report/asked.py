@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lmmkit.ablation.arms import is_loss
 from lmmkit.errors import did_you_mean, raise_all
 from lmmkit.errors.report import NO_COMMON_TASK, OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
@@ -17,8 +18,7 @@ from lmmkit.evaluate.answers.schema import CONDITIONS, OWN
 from lmmkit.evaluate.bootstrap import paired_difference
 from lmmkit.evaluate.task import Figure
 from lmmkit.report.loaded_run import LoadedRun
-from lmmkit.report.wording import finite
-from lmmkit.runs.files import read_json, read_jsonl
+from lmmkit.runs.files import finite, read_json, read_jsonl
 
 ATTENTION = "attention.jsonl"
 ACCURACY = "accuracy"
@@ -76,15 +76,11 @@ class AskedRuns:
     @property
     def in_shares(self) -> bool:
         """Returns whether all headlines are shares, which percent axes can show. The value of a term is none."""
-        if any(self._is_loss(run) for run in self.runs):
+        headline = f"{self.task}/{self.figure}"
+        if any(run.recipe is not None and is_loss(run.recipe, headline) for run in self.runs):
             return False
         found = [self.headline(run, c) for run in self.runs for c in self.conditions]
         return all(0 <= figure.value <= 1 for figure in found if figure)
-
-    def _is_loss(self, run: LoadedRun) -> bool:
-        evaluate = run.recipe.evaluate if run.recipe is not None else None
-        section = evaluate.tasks.get(self.task or "") if evaluate is not None else None
-        return section is not None and (section.kind or self.task) == "terms" and "/" not in self.figure
 
     def headline(self, run: LoadedRun, condition: str = OWN, kind: str | None = None) -> Figure | None:
         """Returns a run's headline in results.json, under a condition, for all questions or one type."""

@@ -17,8 +17,8 @@ from lmmkit.progress import duration
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
 from lmmkit.report.sections.measures import half_width
-from lmmkit.report.wording import as_ratio, ends_of, finite, in_words, in_words_of_size, plural
-from lmmkit.runs.files import read_json
+from lmmkit.report.wording import as_ratio, ends_of, in_words, in_words_of_size, plural
+from lmmkit.runs.files import finite, read_json
 
 GRID, FORMAT = "ablation.json", 1
 LEVEL = 0.05
@@ -106,9 +106,8 @@ def _command(grid: Mapping[str, Any], file: Path) -> str:
     """Returns the command that makes the grid again, or continues it if the runs are still there."""
     roots = [word for root in _listed(grid.get("roots")) for word in ("--root", str(root))]
     grids = file.parent.parent
-    store = (
-        ["--runs", str(grids.parent)] if grids.name == "grids" else []
-    )  # else it was copied out of its store
+    # a file that was copied out of its store is in no folder `grids`
+    store = ["--runs", str(grids.parent)] if grids.name == "grids" else []
     return shlex.join(["lmmkit", "ablate", grid["file"], *roots, *store])
 
 

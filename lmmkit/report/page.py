@@ -19,10 +19,7 @@ from lmmkit.report import wording
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = {
     "runs": ("shared.js", "base.js", "curves.js", "samples.js"),
-    "grid": (
-        "shared.js",
-        "base.js",
-    ),
+    "grid": ("shared.js", "base.js"),
     "data": ("shared.js", "base.js", "data.js"),
 }
 STYLES = {

@@ -157,3 +157,15 @@ def test_a_value_that_is_no_number_is_none(tmp_path, value):
         store.run(run.key).results.write_text(text)
         (found,) = read_finished(store, [run])
         assert found.value("answers/accuracy") is None
+
+
+def test_the_problems_of_all_runs_are_reported_at_once(tmp_path):
+    store, other_data = made(tmp_path, data={"captions": {"count": 4}})
+    runs = [other_data, *(made(tmp_path, arm)[1] for arm in ("one", "two"))]
+    change_lines(store, runs[1], lambda lines: [{**lines[0], "score": "1"}, *lines[1:]])
+    results(store, runs[2], accuracy=(0.5, 4))
+    with pytest.raises(UserError) as error:
+        read_finished(store, runs)
+    assert sorted((problem.code, problem.where.split("key/")[0].split("/")[-1]) for problem in error.value.problems) == [
+        ("ablation/answers-differ", "two"), ("ablation/other-data", "plain"), ("answers/damaged", "one"),
+    ]  # fmt: skip

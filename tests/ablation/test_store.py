@@ -94,9 +94,31 @@ def test_a_cost_that_is_no_number_is_named(tmp_path, line):
 
 def test_the_outcome_on_other_data_is_kept_under_another_name(tmp_path):
     store, path = Store(tmp_path), tmp_path / "ablation.json"
-    assert store.keep_outcome(path, ["/data/one"]) is None
+    assert store.keep_outcome(path, {"roots": ["/data/one"]}) is None
     for text in ("{", "[]", "{}", '{"roots": []}', '{"roots": ["/data/two", "/data/one"]}'):
         path.write_text(text)
-        assert store.keep_outcome(path, ["/data/one", "/data/two"]) is None and path.read_text() == text
-    kept = store.keep_outcome(path, ["/data/one"])
+        both = {"roots": ["/data/one", "/data/two"]}
+        assert store.keep_outcome(path, both) is None and path.read_text() == text
+    kept = store.keep_outcome(path, {"roots": ["/data/one"]})
     assert kept == tmp_path / "ablation-two-one.json" and kept.read_text() == text and not path.exists()
+
+
+def test_the_outcome_of_another_grid_of_one_name_replaces_none(tmp_path):
+    store, path = Store(tmp_path), tmp_path / "ablation.json"
+
+    def outcome(folder, file):
+        return {"roots": [f"{folder}/data"], "file": file}
+
+    first, second, third = outcome("/a", "/a/g.yaml"), outcome("/a", "/b/g.yaml"), outcome("/c", "/b/g.yaml")
+    for before, after, name in (
+        (first, first, None),
+        ({"roots": ["/a/data"]}, first, None),
+        (first, second, "ablation-data.json"),
+        (second, third, "ablation-data-2.json"),
+        (third, first, "ablation-data-3.json"),
+        (second, first, "ablation-data-2.json"),
+    ):
+        path.write_text(json.dumps(before))
+        kept = store.keep_outcome(path, after)
+        assert kept == (name and tmp_path / name)
+        assert json.loads((kept or path).read_text()) == before

@@ -74,6 +74,23 @@ def test_a_backend_is_refused_if_it_fails_or_if_its_results_are_not_those_of_eag
     assert len(backend.tried) == 2
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")]
+)
+def test_too_little_memory_says_nothing_about_a_backend(error):
+    full = [error]
+
+    def fails_once(out, mass):
+        if full:
+            raise full.pop()
+        return out, mass
+
+    backend, at = Odd(fails_once), Conditions(CPU, torch.float32)
+    with pytest.raises(type(error)):
+        refusal(backend, at)
+    assert refusal(backend, at) == "" and len(backend.tried) == 2, "it is tried again"
+
+
 def test_packed_images_are_tried_as_such():
     backend = Odd(lambda out, mass: (out, mass))
     at = Conditions(CPU, torch.float32, encoder=Heads(2, 2, 8), packed_images=True)

@@ -256,8 +256,9 @@ def _print_outcome(plan: Plan, as_json: bool) -> None:
     summary = summarise_grid(plan.file, plan.arms, read_finished(plan.store, plan.runs))
     folder = plan.store.grid(plan.file.name)
     folder.mkdir(parents=True, exist_ok=True)
-    if (other := plan.store.keep_outcome(folder / OUTCOME, summary["roots"])) is not None:
-        err.print(f"{other}: the outcome of this grid on other data folders, which is kept under this name")
+    if (other := plan.store.keep_outcome(folder / OUTCOME, summary)) is not None:
+        what = "on other data folders, or of another grid file of this name"
+        err.print(f"{other}: the outcome {what}, which is kept under this name")
     write_json_atomic(folder / OUTCOME, summary)
     write_hparams(plan.file.name, summary["arms"])
     if as_json:

@@ -6,12 +6,13 @@ import errno
 import json
 import textwrap
 from collections.abc import Callable
+from copy import copy
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -103,9 +104,23 @@ def safe(text: str) -> str:
 
 def print_table(table: Table) -> None:
     """Prints a table that fits the terminal. No text is cut off, and none has terminal codes."""
-    for column in table.columns:
-        column._cells = [safe(cell) if isinstance(cell, str) else cell for cell in column.cells]
-    out.print(fitted(table, out.width))
+    out.print(fitted(_safe_table(table), out.width))
+
+
+def _safe_table(table: Table) -> Table:
+    """Returns a copy of a table whose title, caption, headings and cells have no terminal codes."""
+    made = copy(table)
+    made.title, made.caption = (text and safe(str(text)) for text in (table.title, table.caption))
+    made.columns, made.rows = [column.copy() for column in table.columns], []
+    for column in made.columns:
+        column.header = _safe_cell(column.header)
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        made.add_row(*map(_safe_cell, row))
+    return made
+
+
+def _safe_cell(cell: RenderableType) -> RenderableType:
+    return safe(cell) if isinstance(cell, str) else cell
 
 
 def print_text(text: str) -> None:

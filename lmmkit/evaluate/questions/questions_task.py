@@ -13,7 +13,7 @@ from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA
 from lmmkit.evaluate.answers.outcome import facts_in
-from lmmkit.evaluate.answers.schema import data_sha
+from lmmkit.evaluate.answers.schema import GROUPS, data_sha
 from lmmkit.evaluate.benchmarks.benchmark import ATTENTION, DIFFERENCES, Item, Status, Verdict
 from lmmkit.evaluate.bootstrap import SummedFigure
 from lmmkit.evaluate.keep import Keep
@@ -27,8 +27,6 @@ from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import Control, Recipe
 
 MAX_NEW_TOKENS = 128
-GROUPS = ("type", "prior")
-"""The fields of a record that divide the questions into groups with figures of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import pytest
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lmmkit.commands.support import common
 from lmmkit.errors import UserError
@@ -47,6 +48,18 @@ def test_terminal_codes_in_a_problem_are_not_printed(capsys):
     common.show(UserError(EXISTS.at("a\x1b[31mb", got="c\x07d")))
     err = capsys.readouterr().err
     assert "\x1b" not in err and "\x07" not in err and "a?[31mb" in err
+
+
+def test_terminal_codes_in_a_table_are_not_printed(capsys):
+    table = Table(title="run\x1b[31m/a", caption="\x07below")
+    for heading in ("A: \x1bx", "B"):
+        table.add_column(heading)
+    table.add_row("\x1b[2Jcell", Text("plain"))
+    for _ in range(2):
+        common.print_table(table)
+        text = capsys.readouterr().out
+        assert "\x1b" not in text and "\x07" not in text
+        assert all(shown in text for shown in ("run?[31m/a", "?below", "A: ?x", "?[2Jcell", "plain"))
 
 
 @pytest.mark.parametrize(
