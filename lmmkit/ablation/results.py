@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from lmmkit.errors.ablation import ABLATION_ANSWERS, GRID_OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
 from lmmkit.evaluate.answers.locate import task_folders
 from lmmkit.evaluate.answers.schema import CONDITIONS, GROUPS, OWN, Answer
-from lmmkit.runs.files import read_json
+from lmmkit.runs.files import finite, read_json
 
 CLOSE = 1e-6  # between the mean of kept scores and the figure of results.json
 
@@ -46,10 +45,10 @@ class FinishedRun:
         task, _, name = measure.partition("/")
         figures = self.results.get(task)
         found = figures.get(name) if isinstance(figures, dict) else None
-        value, n = (found.get(key) for key in ("value", "n")) if isinstance(found, dict) else (None, None)
-        if not isinstance(value, int | float) or type(value) is bool or not abs(value) <= sys.float_info.max:
+        if not isinstance(found, dict) or (value := finite(found.get("value"))) is None:
             return None
-        return float(value), n if type(n) is int else None
+        n = found.get("n")
+        return value, n if type(n) is int else None
 
     @cached_property
     def folders(self) -> dict[str, Path]:

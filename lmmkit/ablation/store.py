@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -22,7 +21,7 @@ from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
 from lmmkit.errors.training import RUN_DAMAGED
 from lmmkit.recipe import dump, read_recipe
-from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
+from lmmkit.runs.files import finite, read_json, write_json_atomic, write_text_atomic
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.sessions import cpu_seconds_in
 
@@ -183,7 +182,7 @@ class Store:
             )
             for line in lines
             for key in ("tokens", "seconds")
-            if type(line.get(key)) not in (int, float) or not 0 <= line[key] <= sys.float_info.max
+            if (value := finite(line.get(key))) is None or value < 0
         )  # fmt: skip
         return Cost(
             steps=stage.steps, tokens=each * sum(line["tokens"] for line in lines),

@@ -18,8 +18,7 @@ from lmmkit.evaluate.answers.schema import CONDITIONS, OWN
 from lmmkit.evaluate.bootstrap import paired_difference
 from lmmkit.evaluate.task import Figure
 from lmmkit.report.loaded_run import LoadedRun
-from lmmkit.report.wording import finite
-from lmmkit.runs.files import read_json, read_jsonl
+from lmmkit.runs.files import finite, read_json, read_jsonl
 
 ATTENTION = "attention.jsonl"
 ACCURACY = "accuracy"

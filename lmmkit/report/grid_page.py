@@ -17,8 +17,8 @@ from lmmkit.progress import duration
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
 from lmmkit.report.sections.measures import half_width
-from lmmkit.report.wording import as_ratio, ends_of, finite, in_words, in_words_of_size, plural
-from lmmkit.runs.files import read_json
+from lmmkit.report.wording import as_ratio, ends_of, in_words, in_words_of_size, plural
+from lmmkit.runs.files import finite, read_json
 
 GRID, FORMAT = "ablation.json", 1
 LEVEL = 0.05

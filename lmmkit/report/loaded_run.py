@@ -14,8 +14,8 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.report import SAME_RUN
 from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Recipe, read_recipe
-from lmmkit.report.wording import ends_of, finite, in_words, shown_name
-from lmmkit.runs.files import read_json, read_jsonl
+from lmmkit.report.wording import ends_of, in_words, shown_name
+from lmmkit.runs.files import finite, read_json, read_jsonl
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
 from lmmkit.runs.sessions import cpu_seconds_in, sessions_in

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
+from lmmkit.runs.files import finite
+
 MINUS, DASH, TIMES = "\u2212", "\u2013", "\u00d7"
-
-
-def finite(value: object) -> float | None:
-    """Returns `value` if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer that no float can hold
-        return None
 
 
 def ends_of(value: Mapping[str, object]) -> tuple[float, float] | tuple[None, None]:

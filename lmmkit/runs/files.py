@@ -34,6 +34,16 @@ def read_json(path: Path, *, hint: str = "Restore the file, or run again.") -> d
     raise UserError(RUN_DAMAGED.at(str(path), got=got, content="a JSON object", fix=hint))
 
 
+def finite(value: object) -> float | None:
+    """Returns `value` as a float; None unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a .jsonl file, one from each line; [] without a file.
 

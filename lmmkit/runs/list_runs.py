@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lmmkit.errors import UserError
-from lmmkit.runs.files import read_json
+from lmmkit.runs.files import finite, read_json
 from lmmkit.runs.metrics import last_records
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
@@ -57,7 +56,7 @@ def summarise_run(run: RunFolder) -> RunSummary:
         facts = read_json(run.run_json)
         sessions, stages = sessions_in(facts), list(_mapping(facts.get("plans")))
         steps = _recent_steps(run.metrics)
-        losses = [loss for record in steps if (loss := _number(record["loss"])) is not None]
+        losses = [loss for record in steps if (loss := finite(record["loss"])) is not None]
         last = steps[-1] if steps else {}
         return RunSummary(
             run=run, state=_state(run, stages), recipe=_recipe(sessions, facts),
@@ -100,20 +99,15 @@ def _figures(run: RunFolder, stages: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for task, figures in results.items():
         for name, figure in _mapping(figures).items():
-            value = _number(_mapping(figure).get("value"))
+            value = finite(_mapping(figure).get("value"))
             if value is not None:
                 found[f"{task}/{name}"] = value
     for stage in stages:
         config = run.best(stage) / "config.json"
         best = _mapping(read_json(config).get("best")) if _is_file(config) else {}
-        if (value := _number(best.get("value"))) is not None:
+        if (value := finite(best.get("value"))) is not None:
             found[f"best of {stage}: {best.get('metric')}"] = value
     return found
-
-
-def _number(value: Any) -> float | None:
-    """Returns a value that a file should have as a number; None for any other, and for one that no float can hold."""
-    return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
 def _is_file(path: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lmmkit import __version__
 from lmmkit.errors import LmmkitError
-from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.runs.files import finite, read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
 SESSIONS = "sessions"
@@ -54,10 +54,9 @@ def sessions_in(run_json: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def cpu_seconds_in(run_json: Mapping[str, Any]) -> float | None:
     """Returns the CPU seconds of all sessions in the content of `run.json`; None if one of them is not known."""
-    spent = [each.get("cpu_seconds") for each in sessions_in(run_json)]
-    known = [x for x in spent if isinstance(x, int | float) and 0 <= x <= sys.float_info.max]
-    total = sum(known) if spent and len(known) == len(spent) else None
-    return total if total is not None and total <= sys.float_info.max else None
+    spent = [finite(each.get("cpu_seconds")) for each in sessions_in(run_json)]
+    known = [x for x in spent if x is not None and x >= 0]
+    return finite(sum(known)) if spent and len(known) == len(spent) else None
 
 
 def command_line() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from lmmkit.report import wording
@@ -62,11 +60,6 @@ def test_ratios_near_one_are_changes(ratio, text):
 def test_lists_and_plurals():
     assert [wording.in_words(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
     assert [wording.plural(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
-
-
-@pytest.mark.parametrize("value", [True, "3", None, math.nan, math.inf, [1], 10**400])
-def test_only_finite_numbers_are_numbers(value):
-    assert wording.finite(value) is None
 
 
 def test_an_interval_has_both_ends_or_none():

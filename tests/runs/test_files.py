@@ -1,5 +1,6 @@
 """Folders and files that are written completely or not at all."""
 
+import math
 import os
 import zlib
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmmkit.runs import files
-from lmmkit.runs.files import clean_aside, file_crc32, write_aside
+from lmmkit.runs.files import clean_aside, file_crc32, finite, write_aside
 
 
 def names(folder):
@@ -101,3 +102,8 @@ def test_the_crc_of_a_file_is_that_of_its_bytes(tmp_path):
     assert file_crc32(tmp_path / "a") == zlib.crc32(data)
     (tmp_path / "a").write_bytes(b"")
     assert file_crc32(tmp_path / "a") == 0
+
+
+@pytest.mark.parametrize("value", [True, "3", None, math.nan, math.inf, [1], 10**400])
+def test_only_finite_numbers_are_numbers(value):
+    assert finite(value) is None

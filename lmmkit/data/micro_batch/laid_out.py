@@ -1,4 +1,4 @@
-"""The views of a sample as sequences, before they are packed."""
+"""Holds the views of a sample as sequences, before they are packed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of a micro-batch: read once each, edited, and as the encoder and teachers read them."""
+"""Makes the images of a micro-batch: reads each file once, edits it, and gives pixels to the encoder and teachers."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ def column_of(names: Iterable[str], columns: Mapping[str, str], part: str) -> st
     names = list(names)
     known = (columns[part],) if part in columns else COLUMNS[part]
     found = [name for name in known if name in names]
-    listed = ", ".join(f"`{name[:40]}`" for name in names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
     if len(found) > 1:
         expected = f"one of them; `columns: {{{part}: NAME}}` names it"
         return MESSAGE_COLUMN.at("", got=" and ".join(f"`{name}`" for name in found), expected=expected)
     if not found and part == "messages":
+        listed = ", ".join(f"`{name[:40]}`" for name in names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
         expected = " or ".join(f"`{name}`" for name in known)
         return MESSAGE_COLUMN.at("", got=f"the columns {listed}" if names else "no column", expected=expected)
     return found[0] if found else None

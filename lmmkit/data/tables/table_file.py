@@ -71,7 +71,7 @@ class TableFile(ABC):
         return list(accumulate(self.sizes))
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return self.ends[-1] if self.ends else 0
 
     @abstractmethod
     def pieces(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from lmmkit.errors import UserError
 from lmmkit.errors.answers import DAMAGED
 from lmmkit.evaluate.benchmarks.benchmark import Item, Verdict
+from lmmkit.runs.files import finite
 
 FORMAT = 1
 OWN = "own"
@@ -96,7 +96,7 @@ def _is_sound(answer: Answer) -> bool:
     return (
         answer.condition in CONDITIONS
         and all(isinstance(text, str) for text in (*texts, *groups))
-        and all(type(n) in (int, float) and abs(n) <= sys.float_info.max for n in numbers)
+        and all(finite(number) is not None for number in numbers)
     )
 
 

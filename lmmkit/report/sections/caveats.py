@@ -10,7 +10,8 @@ from lmmkit.evaluate.answers.schema import OWN
 from lmmkit.report.asked import AskedRuns, not_adding_up
 from lmmkit.report.loaded_run import DRAWN, LoadedRun
 from lmmkit.report.sections.measures import Measure
-from lmmkit.report.wording import finite, in_words, plain_number, plural
+from lmmkit.report.wording import in_words, plain_number, plural
+from lmmkit.runs.files import finite
 
 FEW = 10  # images or scenes, below which a bootstrap of them shows too little spread
 VARIED = 2.0  # how far apart the 5th and 95th percentile of a speed make times no clean measure

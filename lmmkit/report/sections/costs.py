@@ -8,7 +8,8 @@ from typing import Any
 
 from lmmkit.progress import duration
 from lmmkit.report.loaded_run import LoadedRun
-from lmmkit.report.wording import DASH, TIMES, as_ratio, finite, in_words_of_size
+from lmmkit.report.wording import DASH, TIMES, as_ratio, in_words_of_size
+from lmmkit.runs.files import finite
 
 
 @dataclass(frozen=True, kw_only=True)

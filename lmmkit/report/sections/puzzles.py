@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmmkit.report.loaded_run import LoadedRun
-from lmmkit.report.wording import finite
-from lmmkit.runs.files import read_json
+from lmmkit.runs.files import finite, read_json
 
 IMAGES, SENTENCES = (12, 4), (8, 3)
 """How many puzzles are shown, and how many of these may be chosen because they are wrong."""

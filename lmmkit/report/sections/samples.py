@@ -12,7 +12,7 @@ from lmmkit.report.asked import RIGHT, AskedRuns, OfOne, kinds_of
 from lmmkit.report.image_shelf import ImageShelf
 from lmmkit.report.loaded_run import DRAWN
 from lmmkit.report.page import as_data, byte_size
-from lmmkit.report.wording import finite
+from lmmkit.runs.files import finite
 
 MOST = 2_000  # questions, however small they are
 SHRINK = 0.8

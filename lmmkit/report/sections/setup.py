@@ -10,7 +10,7 @@ from typing import Any
 from lmmkit.progress import duration
 from lmmkit.recipe import ABSENT, diff, flow_text
 from lmmkit.report.loaded_run import DRAWN, LoadedRun
-from lmmkit.report.wording import finite
+from lmmkit.runs.files import finite
 
 CLASSES = {
     "mathematics": "change what is computed", "data": "change what is read",

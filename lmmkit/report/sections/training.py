@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmmkit.report.loaded_run import DRAWN, LoadedRun, running_sums
-from lmmkit.report.wording import finite
+from lmmkit.runs.files import finite
 
 POINTS, OF_ONE = 12_000, 3_000
 """Most points of a curve of all runs together, and of one run. Longer curves are means of what is between."""
