@@ -249,7 +249,7 @@ def test_ids_are_unique_and_controls_have_names(page):
         (lambda run: cut_log(run), "The log of direct begins at step 21: its tokens and times are without the steps before."),
         (lambda run: other_version(run), "direct answered another version of the questions than plain"),
         (lambda run: facts(run, data={"captions": 1, "questions": 2}), "direct was trained on another version of captions and questions"),
-        (lambda run: facts(run, data={"captions": {"count": 9, "records": "captions 1", "images": "9 files"}}), "trained on other sources: questions"),
+        (lambda run: facts(run, data={"captions": {"count": 9, "records": "captions 1", "images": "9 files"}}), "trained on other sources than plain: questions"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_does_not_fit_is_marked_and_the_page_works(own_pair, spoil, says):
@@ -258,6 +258,18 @@ def test_what_is_missing_or_does_not_fit_is_marked_and_the_page_works(own_pair, 
     assert any(says in warning for warning in page.warnings), page.warnings
     assert html.parser.unescape(page.text).count(says) == 1
     assert '<section id="setup"' in page.text and "<h1>" in page.text
+
+
+def test_what_is_wrong_with_many_runs_is_one_mark(pair, tmp_path):
+    first, *others = (shutil.copytree(pair[0], tmp_path / f"run-{i}") for i in range(9))
+    for run in others:
+        (run / "plan.txt").unlink()
+        cut_log(run)
+        facts(run, data={"captions": 1, "questions": 2})
+    warnings = runs_page([first, *others]).warnings
+    for says in ("have no plan (plan.txt)", "begin late: their tokens", "were trained on another version of captions"):
+        (found,) = (warning for warning in warnings if says in warning)
+        assert " and 2 more" in found and found.count(",") >= 5
 
 
 def test_runs_that_were_never_evaluated_have_a_page(own_pair):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from lmmkit.report.wording import in_words, plain_number, plural
 from lmmkit.runs.files import finite
 
 FEW = 10  # images or scenes, below which a bootstrap of them shows too little spread
+NAMED = 6  # runs that one sentence names
 VARIED = 2.0  # how far apart the 5th and 95th percentile of a speed make times no clean measure
+
+Shared = TypeVar("Shared", bound=Hashable)
 
 
 def cautions(asked: AskedRuns, own: Measure | None) -> Iterator[str]:
@@ -67,77 +71,102 @@ def distrust(asked: AskedRuns) -> Iterator[str]:
     for run in runs:
         if run.unfinished:
             yield f"{run.name} {run.unfinished}. Its figures are not final."
-    for run in runs:
-        if run.missing:
-            yield f"{run.name} has {in_words(list(run.missing))}."
-    for run in runs:
-        if run.steps and (begin := int(run.steps[0]["step"])) > run.every:
-            yield (
-                f"The log of {run.name} begins at step {begin:,}: its tokens and times are without the steps before."
-            )
-    for run, answers in zip(runs, asked.of, strict=True):
-        if answers.whole and not answers.header:
-            yield (
-                f"{run.name} has no answers.json beside its answers: whether they are to the questions of the other "
-                "runs is not known."
-            )
+    for missing, names in _by((run.missing, run.name) for run in runs):
+        if missing:
+            yield f"{_listed(names)} {'has' if len(names) == 1 else 'have'} {in_words(list(missing))}."
+    yield from _late_logs(runs)
+    bare = [run.name for run, answers in zip(runs, asked.of, strict=True) if answers.whole and not answers.header]
+    if bare:
+        yield (
+            f"{_listed(bare)} {'has' if len(bare) == 1 else 'have'} no answers.json beside its answers: whether they "
+            "are to the questions of the other runs is not known."
+        )
     if asked.task is None:
         yield "No run has results of questions, so there is no accuracy: `lmmkit eval RUN` writes them."
     without = [run.name for run, answers in zip(runs, asked.of, strict=False) if not answers.whole]
     if asked.task and without:
         yield (
-            f"No answers of task {asked.task} in {in_words(without)}: no paired comparison and no samples there. That "
+            f"No answers of task {asked.task} in {_listed(without)}: no paired comparison and no samples there. That "
             "two intervals overlap shows nothing about a difference. `lmmkit eval RUN` writes the answers."
         )
     if asked.task and not asked.is_mean:
         values = [f"{run.name} {plain_number(f.value)}" for run in runs if (f := asked.headline(run))]
         yield (
             f"The headline of task {asked.task} is {asked.figure}, no mean of scores, so the runs are not compared by "
-            f"question here: {in_words(values)}. `lmmkit answers compare` compares the scores."
+            f"question here: {_listed(values)}. `lmmkit answers compare` compares the scores."
         )
     yield from _other_questions(asked)
     yield from _other_data(runs)
     if found := not_adding_up(asked):
-        more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         yield (
-            f"Answers do not add up to results.json: {'; '.join(found[:6])}{more}. The figures are those of "
+            f"Answers do not add up to results.json: {'; '.join(found[:NAMED])}{more}. The figures are those of "
             "results.json; do not trust the differences."
         )
 
 
 def _other_questions(asked: AskedRuns) -> Iterator[str]:
-    """Yields a sentence for each run whose questions, or whose right answers, are not those of the first."""
+    """Yields a sentence about the runs whose questions, or whose right answers, are not those of the first."""
     with_answers = [i for i, run in enumerate(asked.of) if run.whole]
+    found = []
     for i in with_answers[1:]:
         first = with_answers[0]
-        name, other = asked.runs[i].name, asked.runs[first].name
-        n, (a, b) = (
-            sum(1 for _ in asked.common(first, i)),
-            (len(asked.of[first].answers), len(asked.of[i].answers)),
-        )
+        n = sum(1 for _ in asked.common(first, i))
         hashes = {str(asked.of[k].header.get("data_sha256")) for k in (first, i) if asked.of[k].header}
+        a, b = (len(asked.of[k].answers) for k in (first, i))
+        found.append(((n, a, b, len(hashes) > 1), asked.runs[i].name))
+    for (n, a, b, other_version), names in _by(found):
+        other = asked.runs[with_answers[0]].name
         if n < max(a, b):
             yield (
-                f"{name} answered another set of questions than {other}: {n:,} of {b:,} and {a:,} are the same. "
-                "Differences are of these; the other figures are each run's own."
+                f"{_listed(names)} answered another set of questions than {other}: {n:,} of {b:,} and {a:,} are the "
+                "same. Differences are of these; the other figures are each run's own."
             )
-        elif len(hashes) > 1:
+        elif other_version:
             yield (
-                f"{name} answered another version of the questions than {other}: the prompts are the same, but not all "
-                "right answers, types or scenes."
+                f"{_listed(names)} answered another version of the questions than {other}: the prompts are the same, "
+                "but not all right answers, types or scenes."
             )
+
+
+def _late_logs(runs: Sequence[LoadedRun]) -> Iterator[str]:
+    """Yields a sentence about the runs whose log lacks the first steps, as that of a grid's later stage does."""
+    late = [(r.name, int(r.steps[0]["step"])) for r in runs if r.steps and int(r.steps[0]["step"]) > r.every]
+    if len(late) == 1:
+        ((name, begin),) = late
+        yield f"The log of {name} begins at step {begin:,}: its tokens and times are without the steps before."
+    elif late:
+        found = _listed([f"{name} (step {begin:,})" for name, begin in late])
+        yield f"The logs of {found} begin late: their tokens and times are without the steps before."
 
 
 def _other_data(runs: Sequence[LoadedRun]) -> Iterator[str]:
-    """Yields a sentence for each run that was trained on another version of a source of the first."""
-    first = runs[0].facts.get("data")
+    """Yields a sentence about the runs that were trained on another version of a source of the first."""
+    first, found = runs[0].facts.get("data"), []
     for run in runs[1:]:
         data = run.facts.get("data")
-        if not isinstance(first, dict) or not isinstance(data, dict):
-            continue
-        changed = [name for name in first if name in data and first[name] != data[name]]
-        other = sorted(set(first) ^ set(data))
+        if isinstance(first, dict) and isinstance(data, dict):
+            changed = tuple(name for name in first if name in data and first[name] != data[name])
+            found.append(((changed, tuple(sorted(set(first) ^ set(data)))), run.name))
+    for (changed, other), names in _by(found):
+        was = "was" if len(names) == 1 else "were"
         if changed:
-            yield f"{run.name} was trained on another version of {in_words(changed)} than {runs[0].name}."
+            yield f"{_listed(names)} {was} trained on another version of {in_words(list(changed))} than {runs[0].name}."
         if other:
-            yield f"{run.name} and {runs[0].name} were trained on other sources: {in_words(other)} in one of them."
+            yield (
+                f"{_listed(names)} {was} trained on other sources than {runs[0].name}: "
+                f"{in_words(list(other))} in one of them."
+            )
+
+
+def _by(found: Iterable[tuple[Shared, str]]) -> Iterable[tuple[Shared, list[str]]]:
+    """Returns the names that have each key, in order."""
+    names: dict[Shared, list[str]] = {}
+    for key, name in found:
+        names.setdefault(key, []).append(name)
+    return names.items()
+
+
+def _listed(names: list[str]) -> str:
+    """Returns at most six names in words, and how many more there are."""
+    return in_words(names if len(names) <= NAMED else [*names[:NAMED], f"{len(names) - NAMED} more"])
