@@ -36,6 +36,7 @@ from lmmkit.errors.plan import (
     UNKNOWN_COMPONENT,
     UNTRUSTED_FILE,
 )
+from lmmkit.memory_faults import is_out_of_memory
 
 GROUP = "lmmkit.plugins"
 OBSERVER_HOOKS = ("lmmkit_started", "lmmkit_logged")
@@ -262,10 +263,12 @@ def _checked(where: str, plugin: _Plugin, name: str) -> FoundComponent:
 
 @contextmanager
 def _loading(where: str, plugin: object) -> Iterator[None]:
-    """Reports any exception of a plugin's code as a problem at `where`."""
+    """Reports any exception of a plugin's code as a problem at `where`, but one about too little memory."""
     try:
         yield
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(LOAD_ERROR.at(where, got=_text(error), plugin=plugin)) from error
 
 

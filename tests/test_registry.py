@@ -133,6 +133,12 @@ def test_a_name_that_two_packages_offer_is_refused(monkeypatch):
         assert problem.code == "plugin/two-packages" and "json" in problem.got and "lmmkit" in problem.got
 
 
+def test_too_little_memory_is_no_fault_of_a_plugin(tmp_path):
+    (tmp_path / "mine.py").write_text("import torch\ntorch.empty(2**50, dtype=torch.uint8)\n")
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        open_registry({"mine": "mine.py"}, where={"mine": "here"}, base=tmp_path, trust_files=True)
+
+
 def test_components_that_raise_are_a_problem(tmp_path):
     (tmp_path / "mine.py").write_text(f"{HOOKIMPL}def lmmkit_components(): return 1 / 0\n")
     with pytest.raises(UserError, match="ZeroDivisionError") as error:

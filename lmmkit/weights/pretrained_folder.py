@@ -96,10 +96,8 @@ class PretrainedFolder:
         if not section.tied:
             return section
         embed = next(theirs for ours, theirs in self.text.table if ours == "embed.weight")
-        with (
-            suppress(UserError),
-            self.tensors() as stored,
-        ):  # files that cannot be read are reported by `fill`
+        # Files that cannot be read are reported by `fill`.
+        with suppress(UserError), self.tensors() as stored:
             pair = [stored.get(f"text.{name}") for name in (embed, "lm_head.weight")]
             if all(pair) and not _same_bits(*(each.read() for each in pair if each)):
                 _log.warning("%s: %s", self.folder, NOT_TIED)

@@ -72,7 +72,7 @@ def test_every_component_is_declared_and_has_a_recipe():
 def test_a_recipe_trains(path, scenes, tmp_path, offered, monkeypatch):
     scenes = with_its_teacher(path, with_its_records(path, scenes, tmp_path, monkeypatch), tmp_path)
     stages = tuple(read_recipe(path, root=scenes).stages)
-    short = [f"stages.{stage}.length.steps=6" for stage in stages]
+    short = [f"stages.{stage}.length.steps=4" for stage in stages]
     recipe = read_recipe(
         path, root=scenes, overrides=[*short, "output.save_every=0", "output.images_every=0"]
     )
@@ -89,7 +89,7 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered, monkeypatch):
         for name in recipe.stages[stage].losses:
             found = [line[f"terms/{name}"] for line in lines if line["stage"] == stage]
             measured = [value for value in found if value is not None]
-            assert len(found) == 6 and measured and np.isfinite(measured).all(), name
+            assert len(found) == 4 and measured and np.isfinite(measured).all(), name
             assert len(set(measured)) == len(measured), name
 
 

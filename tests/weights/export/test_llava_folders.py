@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_transformers_stops_where_lmmkit_stops(template, tokenizer, tmp_path):
     ends = ends_of(lmmkit.load(public, device="cpu", template=template), template, named)
     assert len(set(ends.values())) == (2 if ends["template"] == ends["tokenizer"] else 3)
     for source, end in ends.items():
-        folder = chat_folders.llava(tmp_path / source, "llama", tokenizer, eos=[named])
+        folder = shutil.copytree(public, tmp_path / source)
         before = lmmkit.load(folder, device="cpu", template=template)
         ids, pixels = prompt(before, chat_folders.QUESTIONS[0], image)
         at = chat_folders.end_with(folder, ids, pixels, end, before)
