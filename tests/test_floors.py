@@ -98,7 +98,7 @@ FLOORS: dict[str, str] = {
         benchmark gqa llava_wild mm_vet mmbench mme mmmu pope scienceqa seed textvqa vizwiz vqav2 names
     """,
     "lmmkit.evaluate.answers": """
-        schema answers_file scorer uploads probe outcome locate foreign score compare choose published
+        schema groups answers_file scorer uploads probe outcome locate foreign score compare choose published
     """,
     "lmmkit.evaluate.questions": """
         matching asking alone attention_file puzzles_file answering questions_task benchmark_task

@@ -14,8 +14,9 @@ from lmmkit.ablation.store import Cost, Store
 from lmmkit.errors import Problem, Tried, raise_all, raise_together
 from lmmkit.errors.ablation import ABLATION_ANSWERS, GRID_OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
+from lmmkit.evaluate.answers.groups import scored
 from lmmkit.evaluate.answers.locate import task_folders
-from lmmkit.evaluate.answers.schema import CONDITIONS, GROUPS, OWN, Answer
+from lmmkit.evaluate.answers.schema import Answer
 from lmmkit.runs.files import finite, read_json
 
 CLOSE = 1e-6  # between the mean of kept scores and the figure of results.json
@@ -75,24 +76,6 @@ class FinishedRun:
         """Returns the scored answers, by question, that a figure is the mean of; None for other figures."""
         task, _, figure = measure.partition("/")
         return scored(self.answers(task), figure) if task in self.folders else None
-
-
-def scored(answers: Sequence[Answer], figure: str) -> dict[str, Answer] | None:
-    """Returns the scored answers, by question, that a figure of their task is the mean of; None for other figures."""
-    name, _, detail = figure.partition("/")
-    condition = name.removeprefix("accuracy_") if name != "accuracy" else OWN
-    if condition not in CONDITIONS:
-        return None
-    # of groups with one name the figure is that of the last kind
-    kinds = [kind for kind in GROUPS if any(answer.groups.get(kind) == detail for answer in answers)][-1:]
-    # a question without an image has one answer for all conditions
-    return {
-        answer.id: answer
-        for answer in answers
-        if (answer.condition == condition or (answer.condition == OWN and not answer.images))
-        and answer.score is not None
-        and (not detail or detail in (answer.groups.get(kind) for kind in kinds or answer.groups))
-    }  # fmt: skip
 
 
 def read_finished(store: Store, runs: Sequence[GridRun]) -> list[FinishedRun]:

@@ -13,6 +13,7 @@ from lmmkit.errors import did_you_mean, raise_all
 from lmmkit.errors.report import NO_COMMON_TASK, OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
 from lmmkit.evaluate.answers.choose import OfOne
+from lmmkit.evaluate.answers.groups import in_group, scored
 from lmmkit.evaluate.answers.locate import task_folders
 from lmmkit.evaluate.answers.schema import CONDITIONS, OWN
 from lmmkit.evaluate.bootstrap import paired_difference
@@ -86,17 +87,21 @@ class AskedRuns:
         """Returns a run's headline in results.json, under a condition, for all questions or one type."""
         if self.task is None:
             return None
-        name = self.figure + ("" if condition == OWN else f"_{condition}") + (f"/{kind}" if kind else "")
-        return run.figure(self.task, name)
+        return run.figure(self.task, self.figure_name(condition, kind))
+
+    def figure_name(self, condition: str, kind: str | None) -> str:
+        """Returns the name of a headline in results.json."""
+        return self.figure + ("" if condition == OWN else f"_{condition}") + (f"/{kind}" if kind else "")
 
     def common(self, first: int, second: int, kind: str | None = None) -> Iterator[tuple[str, OfOne, OfOne]]:
         """Yields the questions that two runs were asked with the same prompt, and their answers."""
         a, b = self.of[first].answers, self.of[second].answers
+        counts = in_group([each[OWN] for each in a.values()], kind) if kind else None
         for id, mine in a.items():
             other = b.get(id)
             if other is None or other[OWN].prompt_sha != mine[OWN].prompt_sha:
                 continue
-            if kind is None or kind in kinds_of(mine):
+            if counts is None or counts(mine[OWN]):
                 yield id, mine, other
 
     def difference(
@@ -208,14 +213,14 @@ def not_adding_up(asked: AskedRuns) -> list[str]:
     for run, answers in zip(asked.runs, asked.of, strict=True) if asked.is_mean else ():
         if not answers.whole or answers.header.get("benchmark", "questions") != "questions":
             continue
+        kept = [answer for of_one in answers.answers.values() for answer in of_one.values()]
         for condition in asked.conditions:
             for kind in (None, *asked.kinds):
                 figure = asked.headline(run, condition, kind)
                 if figure is None:
                     continue
-                score = score_of(condition)
-                ids = [id for id, a in answers.answers.items() if kind is None or kind in kinds_of(a)]
-                scores = [value for id in ids if (value := score(answers, id)) is not None]
+                counted = scored(kept, asked.figure_name(condition, kind)) or {}
+                scores = [answer.score or 0.0 for answer in counted.values()]
                 mean = sum(scores) / len(scores) if scores else None
                 if mean is None or len(scores) != figure.n or abs(mean - figure.value) > 1e-6:
                     found.append(f"{run.name}, {kind or 'all questions'}, {condition} image")

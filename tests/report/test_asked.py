@@ -120,3 +120,23 @@ def test_answers_without_their_header_are_checked_too(tmp_path):
     line = json.loads((pair[1] / FILE).read_text().splitlines()[0])
     change_answer(pair[1], 0, score=1.0 - line["score"])
     assert len(not_adding_up(ask_runs(load_runs(pair)))) == 2
+
+
+def test_of_groups_with_one_name_the_last_kind_counts(tmp_path):
+    pair = make_pair(tmp_path, scenes=5)
+    lines = [json.loads(line) for line in (pair[0] / FILE).read_text().splitlines()]
+    own = [n for n, line in enumerate(lines) if line["condition"] == "own"]
+    first, second = (
+        own[0],
+        next(n for n in own if lines[n]["groups"]["type"] != lines[own[0]]["groups"]["type"]),
+    )
+    name = lines[first]["groups"]["type"]
+    for run in pair:
+        score = json.loads((run / FILE).read_text().splitlines()[second])["score"]
+        change_answer(run, second, groups={"type": "x", "prior": name})
+        results = json.loads((run / "results.json").read_text())
+        results["answers"][f"accuracy/{name}"] |= {"value": score, "n": 1}
+        (run / "results.json").write_text(json.dumps(results))
+    asked = ask_runs(load_runs(pair))
+    assert [id for id, *_ in asked.common(0, 1, name)] == [lines[second]["id"]]
+    assert not any(f", {name}, own image" in text for text in not_adding_up(asked))
