@@ -14,6 +14,7 @@ from lmmkit.ablation.planned_runs import GridRun, StageRun, unique_stages
 from lmmkit.ablation.store import Store
 from lmmkit.commands.experiments.job_queue import Took
 from lmmkit.commands.support.jobs import Job
+from lmmkit.errors import Tried, raise_together
 from lmmkit.runs.metrics import last_step
 
 
@@ -175,9 +176,15 @@ def work_of(
 
 
 def left_over(store: Store, runs: Sequence[GridRun]) -> list[str]:
-    """Returns the names of the commands that are not done."""
+    """Returns the names of the commands that are not done. Raises `UserError` with all tasks that were evaluated with
+    other questions or settings."""
     trains = [train_name(key) for key, stage in unique_stages(runs).items() if not store.is_trained(stage)]
-    return [*trains, *dict.fromkeys(eval_name(run.key) for run in runs if store.missing_tasks(run))]
+    missing = [Tried(lambda run=run: store.missing_tasks(run)) for run in runs]
+    raise_together(missing)
+    return [
+        *trains,
+        *dict.fromkeys(eval_name(run.key) for run, each in zip(runs, missing, strict=True) if each.value),
+    ]
 
 
 def steps_behind(store: Store, runs: Sequence[GridRun]) -> dict[str, int]:

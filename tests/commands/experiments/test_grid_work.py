@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Store
-from lmmkit.commands.experiments.grid_work import EvaluateRun, TrainStage
+from lmmkit.commands.experiments.grid_work import EvaluateRun, TrainStage, left_over
+from lmmkit.errors import UserError
 from tests.support.grids import stage_run
 
 STAGE = stage_run("key")
@@ -41,3 +42,17 @@ def test_what_another_process_has_done_until_the_lock_is_free_is_done(make, tmp_
 def test_what_another_process_works_on_is_busy(make, tmp_path):
     store = Store(tmp_path)
     assert store.claim("key") is not None and make(store).begin() == "busy"
+
+
+def test_all_runs_that_have_answered_other_questions_are_named(tmp_path):
+    store, runs = Store(tmp_path), [replace(RUN, stages=(stage_run(key),)) for key in ("one", "two", "three")]
+    for run in runs[1:]:
+        store.note_evaluated(run)
+    names = [f"{key} {kind}" for key in ("one", "two", "three") for kind in ("train", "eval")]
+    assert sorted(left_over(store, runs)) == sorted(names), "an evaluation without results is not done"
+    with pytest.raises(UserError) as error:
+        left_over(store, [replace(run, questions={"answers": "changed"}) for run in runs])
+    assert [p.code for p in error.value.problems] == 2 * ["ablation/other-questions"]
+    assert [p.where for p in error.value.problems] == [
+        f"{tmp_path}/runs/{key}: answers" for key in ("two", "three")
+    ]
