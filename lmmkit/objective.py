@@ -166,7 +166,7 @@ class Objective(nn.Module):
             pixels_ICXY = batch.teacher_pixels[name]
             if len(pixels_ICXY):
                 features_IND = teacher(pixels_ICXY, encoder.image.grid)
-                found[f"teachers.{name}"] = lmm.image_rows.seen(features_IND, connector).flatten(0, 1)
+                found[f"teachers.{name}"] = lmm.image_rows.row_features(features_IND, connector).flatten(0, 1)
             else:
                 found[f"teachers.{name}"] = pixels_ICXY.new_empty(0, teacher.image.width)
         return found
