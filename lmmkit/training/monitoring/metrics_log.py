@@ -157,12 +157,13 @@ class NullLogger:
 class StageProgress:
     """Prints the progress of a stage: step, loss, rates and time left.
 
-    On a terminal it redraws a bar in place. Elsewhere (a file, a scheduler's log) it prints a plain line
-    every `every` seconds and on the last step. It is also the display of work between the steps, such as saving
+    On a terminal it redraws a bar in place. Elsewhere (a file, a scheduler's log) it prints a plain
+    line every `EVERY` seconds and on the last step. It is also the display of work between the steps, such as saving
     and validating, which is shown with its time left if it is slow.
     """
 
     WINDOW = 50  # steps over which the rates are measured
+    EVERY = 10.0  # seconds between two plain lines
     SLOW = 1.0  # seconds after which work between the steps gets a bar
 
     def __init__(
@@ -172,13 +173,12 @@ class StageProgress:
         *,
         done: int = 0,
         stream: TextIO | None = None,
-        every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Starts the display. `steps`: all of the stage; `done`: those that an earlier process completed."""
         self.stage, self.steps, self.done = stage, steps, done
         self._stream = sys.stderr if stream is None else stream
-        self._every, self._clock = every, clock
+        self._clock = clock
         self._tokens = 0
         self._points = deque([(clock(), done, 0)], maxlen=self.WINDOW)
         self._shown = clock()
@@ -193,7 +193,7 @@ class StageProgress:
         self._tokens += tokens
         self._points.append((now, done, self._tokens))
         last = done >= self.steps
-        wait = _Bar.EVERY if self._bar is not None else self._every
+        wait = _Bar.EVERY if self._bar is not None else self.EVERY
         if not last and now - self._shown < wait:
             return
         self._shown = now
@@ -220,7 +220,7 @@ class StageProgress:
             if now - self._shown >= _Bar.EVERY:
                 self._shown = now
                 self._bar.show_work(work.title, f"{100 * share:.0f} %, {figures}")
-        elif now - max(self._shown, work.began) >= self._every:
+        elif now - max(self._shown, work.began) >= self.EVERY:
             self._shown = now
             self._print(f"{self.stage}: {work.title}: {100 * share:.0f} %, {figures}")
 
