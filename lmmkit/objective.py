@@ -37,7 +37,6 @@ from lmmkit.model.teacher_model import TeacherModel, TeacherRows
 from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM, ModelOutput
 
-PLUGINS = "plugins."  # before the name of an instance, as the source of rows
 NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
 
 
@@ -173,8 +172,7 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        sources = [s.source for s in batch.scatters if s.source.startswith(PLUGINS)]
-        return {source: self.learned_tokens(source.removeprefix(PLUGINS)) for source in sources}
+        return {each.source: self.learned_tokens(each.instance) for each in batch.scatters if each.instance}
 
     def learned_tokens(self, name: str) -> Tensor:
         """Returns the learned tokens of a plugin instance, [n, D]."""
