@@ -161,7 +161,8 @@ FLOORS: dict[str, str] = {
         process_group fsdp
     """,
     "lmmkit.training.monitoring": """
-        anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
+        anomalies determinism empty_terms image_logging metrics_log board null_logger stage_progress out_of_memory
+        unreached_parts
     """,
     "lmmkit.weights": """
         config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder

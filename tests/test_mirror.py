@@ -83,7 +83,6 @@ TESTED_BY = {
     "scenes/records": "scenes/test_write.py",
     "scenes/report": "scenes/test_write.py",
     "training/checkpoint/validate_state": "training/checkpoint/test_write.py",
-    "training/monitoring/image_logging": "training/monitoring/test_metrics_log.py",
     "weights/config": "weights/test_decoders.py",
     "weights/end_ids": "weights/export/test_llava_folders.py",
     "weights/export/chat_template_export": "weights/export/test_processor_files.py",
