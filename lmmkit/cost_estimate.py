@@ -45,68 +45,64 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
     objective, trainable = staged(prepared, stage)
     values = sum(p.numel() for p in _all(trainable))
-    pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
-    seen = [pipeline.step(i) for i in counted(f"{stage}: packing steps", range(min(SAMPLED_STEPS, steps)))]
-    tokens = sum(len(batch) for step in seen for batch in step)
-    depth = objective.lmm.decoder.shape.depth
-    first_pass = any(isinstance(term, StepTerm) for term in objective.terms)
-    further = first_pass + bool(prepared.plans[stage].reference)
-    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * further
-    decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
-    teachers = _teacher_values(prepared, stage)
-    encoders = {name: build.teacher_shell(prepared, name) for name in prepared.plans[stage].teachers}
-    operations = tokens / len(seen) * steps * (passes * decoder + 2 * values + 2 * sum(teachers.values()))
-    operations += steps * sum(_feature_operations(prepared, encoders, step) for step in seen) / len(seen)
-    devices = recipe.parallel.least
-    own = (
-        [replace(pipeline, rank=0, world=devices).step(i) for i in range(len(seen))] if devices > 1 else seen
-    )
+    pipeline, steps, devices = prepared.pipeline(stage), prepared.steps(stage), recipe.parallel.least
+    numbers = range(min(SAMPLED_STEPS, steps))
+    sampled = [pipeline.step(i) for i in counted(f"{stage}: packing steps", numbers)]
+    own = sampled  # of one device
+    if devices > 1:
+        own = [replace(pipeline, rank=0, world=devices).step(i) for i in numbers]
+    tokens = sum(len(batch) for step in sampled for batch in step)
+    teachers = _Teachers.of(prepared, stage)
+    size = _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens))
+    further = _reference_bytes(prepared, stage) | _teacher_bytes(prepared, teachers, own)
+    operations = _operations(prepared, stage, objective, values, sampled, teachers)
     return {
         "steps": steps,
-        "tokens_per_step": tokens / len(seen),
-        "micro_batches": sum(map(len, seen)) / len(seen),
-        "supervised": sum(len(batch.target_S) for step in seen for batch in step) / max(tokens, 1),
-        "records": sum(len(pipeline.positions(i)) for i in range(len(seen))),
-        "dropped": sum_by_name(step[0].dropped for step in seen),
+        "tokens_per_step": tokens / len(sampled),
+        "micro_batches": sum(map(len, sampled)) / len(sampled),
+        "supervised": sum(len(batch.target_S) for step in sampled for batch in step) / max(tokens, 1),
+        "records": sum(len(pipeline.positions(i)) for i in numbers),
+        "dropped": sum_by_name(step[0].dropped for step in sampled),
         "parameters": sum(p.numel() for p in objective.parameters()),
         "trainable": values,
-        "bytes": _with_teachers(
-            _with_reference(
-                _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)),
-                prepared,
-                stage,
-            ),
-            prepared,
-            encoders,
-            teachers,
-            _feature_peak(prepared, encoders, own),
-        ),
+        "bytes": {**size, **further, "all": size["all"] + sum(further.values())},
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
     }
 
 
-def _with_reference(found: dict[str, int], prepared: Prepared, stage: str) -> dict[str, int]:
-    """Adds the weights of a reference that are not shared with the trained model, on one rank. Its pass keeps no
-    activations, and ends before those of the trained model begin."""
-    if not (asked := prepared.plans[stage].reference):
-        return found
-    device = build.device_here()
-    if asked == START:
-        own = sum(p.nbytes for p in build.reference_copies(prepared, stage, device).parameters())
-    else:
-        own = sum(path.stat().st_size for path in weight_files(prepared.recipe.path(asked)))
-    own = -(-own // prepared.recipe.parallel.copy)
-    return {**found, "reference": own, "all": found["all"] + own}
+@dataclass(frozen=True)
+class _Teachers:
+    """Holds the teachers of a stage: the encoders whose features it reads, without values, and of the models whose
+    logits it reads the number of values."""
+
+    encoders: Mapping[str, nn.Module]
+    models: Mapping[str, int]
+
+    @classmethod
+    def of(cls, prepared: Prepared, stage: str) -> _Teachers:
+        """Reads the headers of their folders."""
+        plan, models = prepared.plans[stage], {}
+        for name in plan.teacher_models:
+            with opened(prepared.recipe.path(prepared.teachers[name].section.from_)) as tensors:
+                models[name] = sum(math.prod(stored.shape) for stored in tensors.values())
+        return cls({name: build.teacher_shell(prepared, name) for name in plan.teachers}, models)
 
 
-def _teacher_values(prepared: Prepared, stage: str) -> dict[str, int]:
-    """Returns the number of values of each teacher of a stage whose logits are read."""
-    found = {}
-    for name in prepared.plans[stage].teacher_models:
-        with opened(prepared.recipe.path(prepared.teachers[name].section.from_)) as tensors:
-            found[name] = sum(math.prod(stored.shape) for stored in tensors.values())
-    return found
+def _operations(
+    prepared: Prepared, stage: str, objective: Objective, trainable: int, sampled: Sequence[Sequence[Batch]],
+    teachers: _Teachers,
+) -> float:  # fmt: skip
+    """Returns the operations of a stage, from steps that are sampled of it; see `estimate`. `trainable`: values."""
+    depth, steps = objective.lmm.decoder.shape.depth, prepared.steps(stage)
+    tokens = sum(len(batch) for step in sampled for batch in step)
+    first_pass = any(isinstance(term, StepTerm) for term in objective.terms)
+    further = first_pass + bool(prepared.plans[stage].reference)
+    passes = 2 + 2 + 2 * prepared.recipe.speed.recomputed(depth) / depth + 2 * further
+    decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
+    of_token = passes * decoder + 2 * trainable + 2 * sum(teachers.models.values())
+    of_features = sum(_feature_operations(prepared, teachers.encoders, step) for step in sampled)
+    return tokens / len(sampled) * steps * of_token + steps * of_features / len(sampled)
 
 
 def _feature_operations(prepared: Prepared, encoders: Mapping[str, nn.Module], step: Sequence[Batch]) -> int:
@@ -117,6 +113,18 @@ def _feature_operations(prepared: Prepared, encoders: Mapping[str, nn.Module], s
         images = sum(len(batch.teacher_pixels[name]) for batch in step)
         total += 2 * values * images * prepared.dims.teachers[name].tokens
     return total
+
+
+def _reference_bytes(prepared: Prepared, stage: str) -> dict[str, int]:
+    """Returns the bytes on one rank of the weights of a reference that are not shared with the trained model. Its pass
+    keeps no activations, and ends before those of the trained model begin."""
+    if not (asked := prepared.plans[stage].reference):
+        return {}
+    if asked == START:
+        own = sum(p.nbytes for p in build.reference_copies(prepared, stage, build.device_here()).parameters())
+    else:
+        own = sum(path.stat().st_size for path in weight_files(prepared.recipe.path(asked)))
+    return {"reference": -(-own // prepared.recipe.parallel.copy)}
 
 
 def _feature_peak(
@@ -144,20 +152,19 @@ def _encoder_peak(vision: nn.Module, images: int, a: int) -> int:
     return images * vision.image.tokens * (12 * vision.image.width + 3 * a * mlp)
 
 
-def _with_teachers(
-    found: dict[str, int], prepared: Prepared, encoders: Mapping[str, nn.Module], models: Mapping[str, int],
-    peak: int,
-) -> dict[str, int]:  # fmt: skip
-    """Adds the weights of the stage's teachers on one rank: of `models` so many values. Large ones are sharded.
-    `peak`: what the passes of the others need for a moment."""
-    sizes = [sum(p.nbytes for p in encoder.parameters()) for encoder in encoders.values()]
-    for name, values in models.items():
+def _teacher_bytes(
+    prepared: Prepared, teachers: _Teachers, steps: Iterable[Sequence[Batch]]
+) -> dict[str, int]:
+    """Returns the bytes of the stage's teachers on one rank: of their weights, of which large ones are sharded, and of
+    what the passes of encoders need for a moment."""
+    sizes = [sum(p.nbytes for p in encoder.parameters()) for encoder in teachers.encoders.values()]
+    for name, values in teachers.models.items():
         sizes.append(values * _width_of(prepared.teachers[name].section.dtype))
     if not sizes:
-        return found
+        return {}
     copies = prepared.recipe.parallel.copy
-    own = peak + sum(-(-size // copies) if size >= LARGE else size for size in sizes)
-    return {**found, "teachers": own, "all": found["all"] + own}
+    weights = sum(-(-size // copies) if size >= LARGE else size for size in sizes)
+    return {"teachers": weights + _feature_peak(prepared, teachers.encoders, steps)}
 
 
 def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
@@ -310,7 +317,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
             p.numel() for p in decoder.parameters() if not p.requires_grad and p.element_size() == WIDE
         )
         copies += 2 * frozen * max(shape.depth - again, 1) // shape.depth
-    return blocks + peak + logits + 2 * WIDE * max(trained) + copies + _seen_bytes(objective, stage, a, load)
+    return blocks + peak + logits + 2 * WIDE * max(trained) + copies + _image_bytes(objective, stage, a, load)
 
 
 def _adapter_bytes(decoder: nn.Module, stage: Stage, a: int) -> int:
@@ -323,7 +330,7 @@ def _adapter_bytes(decoder: nn.Module, stage: Stage, a: int) -> int:
     return sum(n * (a + mask if asked.dropout else a) + asked.r * a for n in inputs)
 
 
-def _seen_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
+def _image_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
     """Returns the bytes of encoder and connector: what the graph stores, and the encoder's peak."""
     vision = objective.lmm.vision
     if isinstance(vision, ViT):
