@@ -135,6 +135,9 @@ FLOORS: dict[str, str] = {
         field_types model shipped source_positions stage schema rules write diff yaml_tree
         error_messages read
     """,
+    "lmmkit.recipe.rules": """
+        names model_rules data_rules plugin_rules stage_rules evaluate_rules by_key
+    """,
     "lmmkit.report": """
         quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page span_text
         trained_samples data_page write_page
