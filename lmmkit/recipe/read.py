@@ -55,7 +55,7 @@ def read_text(
     overrides: Sequence[str] = (),
     root: Path | None = None,
 ) -> Recipe:
-    """Reads a recipe from YAML text, like `read_recipe`. `name` is the file name in problems."""
+    """Reads a recipe from YAML text, like `read_recipe`. `name` is the file name in problems. Raises `UserError`."""
     tree = parse(text, name)
     if tree.broken:
         raise UserError(tree.problems)

@@ -27,7 +27,7 @@ class MetricsLog:
         self._file = self._open()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends `record`; NaN and infinities become null."""
+        """Appends `record`; NaN and infinities become null. Raises `MachineError` if the file cannot be written."""
         try:
             io_point(f"append to {self.path.name}")
             self._file.write(_line(record))
