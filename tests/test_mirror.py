@@ -61,6 +61,7 @@ TESTED_BY = {
     "plan/dry_run/weight_checks": "plan/dry_run/test_run.py",
     "plan/from_model": "inference/test_load.py",
     "plan/pretrained": "training/test_run_pretrained.py",
+    "plan/reference_checks": "training/test_reference.py",
     "plan/shapes": "test_cost_estimate.py",
     "plan/stage_plan": "plan/test_compile_plan.py",
     "plan/teachers": "training/test_reference_teachers.py",
