@@ -52,6 +52,9 @@ FLOORS: dict[str, str] = {
         progress_display table_layout common chat_lines data_convert data_check data_stats stats_tables token_pieces jobs further_templates
         plugin_templates quickstart_display
     """,
+    "lmmkit.cost_estimate": """
+        staged_model step_memory checkpoint_size stage_cost
+    """,
     "lmmkit.data": """
         image_markers tables image_files fits images micro_batch packing sampler length_grouping rank_shares sources convert text_tokenizers
         layout_writer chat_templates views pipeline step_transfer loader

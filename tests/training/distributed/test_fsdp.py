@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from lmmkit import build
-from lmmkit.cost_estimate import _whole, estimate, staged
+from lmmkit.cost_estimate import estimate, staged, whole_parameters
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
@@ -422,7 +422,7 @@ def test_a_rank_has_the_memory_that_check_estimates(mixed, tmp_path, exchange):
             print(json.dumps([held, moments]))
 
     held, moments = json.loads(local_ranks.run(2, body, tmp_path)[0])
-    whole, gathered = _whole(recipe, staged(prepared, "only")[0])
+    whole, gathered = whole_parameters(recipe, staged(prepared, "only")[0])
     assert not whole and estimated["weights"] == held + sum(p.nbytes for p in gathered)
     assert estimated["optimizer"] == moments
     values = sum(p.numel() for p in staged(prepared, "only")[0].parameters())
