@@ -60,7 +60,7 @@ def import_model(
     All weights get one type: the narrowest that changes no value of `source` and `base`.
 
     Args:
-        source: a llava-hf model, an original LLaVA model (complete, only its projector, or low-rank
+        source: a llava-hf or llava-next model, an original LLaVA model (complete, only its projector, or low-rank
             updates, which are merged), an adapter of `peft`, which is merged into `base`, a decoder, or
             an encoder, which becomes a folder for `model.vision.from`.
         folder: the new folder; it must not exist, or be empty.
@@ -98,6 +98,8 @@ def import_model(
         encoder = objective.lmm.vision
         if vision is not None and isinstance(encoder, ViT) and any(n.startswith("vision.") for n in stored):
             _fill_encoder(encoder, stored, source)
+            own = Pretrained(folder=source, parts=("vision",), source=public_source)
+            prepared = replace(prepared, pretrained=(*prepared.pretrained, own))
     ids = _ids(public_source, prepared)
     _warn_of_left_out([source, *([base] if base else [])], prepared)
     return _write(folder, prepared, objective, {"kind": public_source.kind, **ids})

@@ -118,7 +118,7 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
+        instances shapes from_model pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
         dry_run
     """,
     "lmmkit.plan.checks": """
