@@ -76,7 +76,7 @@ FLOORS: dict[str, str] = {
         llava_json tables joined tar_members webdataset_shards records
     """,
     "lmmkit.data.sources.joined": """
-        object_lists official_forms joined_records
+        known_files object_lists coco_images official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
         patterns table_names table_schema parquet_records
