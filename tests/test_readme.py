@@ -19,6 +19,7 @@ from tests.conftest import PLAIN, WEIGHTLESS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = get_command(app)
 
 
 def blocks(language: str) -> list[str]:
@@ -103,7 +104,7 @@ def test_commands_and_options_named_in_documents_exist(name):
             if len(words) < 2 or words[0] != "lmmkit":
                 continue
             found += 1
-            command = get_command(app)
+            command = COMMANDS
             for word in words[1:]:
                 if not hasattr(command, "commands"):
                     break
@@ -116,7 +117,7 @@ def test_commands_and_options_named_in_documents_exist(name):
 
 
 def test_every_command_is_named_in_readme():
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = COMMANDS.commands  # type: ignore[attr-defined]
     for name, command in commands.items():
         below = getattr(command, "commands", {"": None})
         for word in below:
