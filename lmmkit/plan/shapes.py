@@ -12,7 +12,8 @@ from lmmkit.errors import UserError
 from lmmkit.errors.plan import TIMM, VOCAB
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import Rope
-from lmmkit.model.vision import TimmViT, VisionShape, open_timm
+from lmmkit.model.timm_vit import TimmViT, open_timm
+from lmmkit.model.vision import VisionShape
 from lmmkit.recipe import Recipe, TextScratch, Vision, VisionScratch, VisionTimm
 
 NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # for a text-only model

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from lmmkit.api.batch import Patches
 from lmmkit.attention.backends import Sdpa
 from lmmkit.attention.eager import Eager
-from lmmkit.model.vision import ViT, open_timm
+from lmmkit.model.timm_vit import open_timm
+from lmmkit.model.vision import ViT
 from tests.model.test_vision import CLIP, SIGLIP, vit
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
