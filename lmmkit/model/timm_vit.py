@@ -1,24 +1,35 @@
-"""Any timm ViT behind the interface of `vision.py`."""
+"""Any timm ViT behind the interface of `vision.py`.
+
+Blocks of timm's plain ViT take a mask, and hand it to torch's `scaled_dot_product_attention`. In place of a mask they
+get `WithinImages`, which computes that call instead: so images of unlike sizes share one pass, in timm's own code.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import logging
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast, get_args
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmmkit.api.batch import Patches
 from lmmkit.api.model_info import ImageSpec, Resample
+from lmmkit.attention.backends import Backend
+from lmmkit.attention.eager import Eager
+from lmmkit.attention.interface import Heads
 from lmmkit.errors import did_you_mean
+from lmmkit.model.vision import within_images, without_first
 
 _log = logging.getLogger("lmmkit")
 
 MOST_BLOCKS = 256  # in a timm model; each is built, on meta, for the check
 MOST = 2**20  # for any other size
+PATCH_DROP = "patch_drop_rate"  # an argument that makes an image have fewer tokens than patches
 
 
 def _plain(value: object, most: int) -> bool:
@@ -28,7 +39,7 @@ def _plain(value: object, most: int) -> bool:
 class TimmModel(Protocol):
     """Defines what is used here of timm's ViTs, which share no base class."""
 
-    blocks: Sized
+    blocks: Sequence[Any]
     embed_dim: int
     patch_embed: Any  # its `img_size` and `grid_size` are pairs
 
@@ -65,13 +76,89 @@ class TimmViT(nn.Module):
     def packed(self, images: Patches) -> Tensor:
         """Returns the patch tokens of images of any size, image by image, [R, D]: one pass for each size. The model
         interpolates its positions (timm's `dynamic_img_size`)."""
-        found: dict[int, Tensor] = {}
-        for grid in dict.fromkeys(images.grids):
-            alike = [i for i, other in enumerate(images.grids) if other == grid]
-            pixels_ICXY = torch.stack([images.pixels(i) for i in alike])
-            x_IND = self.forward(pixels_ICXY)  # not by hooks, which gather a sharded encoder for each size
-            found |= dict(zip(alike, x_IND, strict=True))
-        return torch.cat([found[i] for i in range(len(found))])
+        # not by hooks, which gather a sharded encoder for each size
+        return torch.cat(_by_size(images, self.forward))
+
+
+class PackedTimmViT(TimmViT):
+    """Wraps a timm ViT whose blocks take images of unlike sizes at once: one of which `why_apart` says nothing."""
+
+    def __init__(self, model: TimmModel, *, image: ImageSpec, feature_layer: int, backend: Backend):
+        super().__init__(model, image=image, feature_layer=feature_layer)
+        self.backend = backend
+
+    @property
+    def heads(self) -> Heads:
+        """Returns the heads of each block."""
+        attention = self.model.blocks[0].attn
+        return Heads(attention.num_heads, attention.num_heads, attention.head_dim)
+
+    def packed(self, images: Patches) -> Tensor:
+        """Returns the same as `TimmViT.packed`, from one pass without padding."""
+        model = cast(Any, self.model)
+        parts = _by_size(images, lambda x_ICXY: model.norm_pre(model._pos_embed(model.patch_embed(x_ICXY))))
+        x_1TD, lengths = torch.cat(parts)[None], np.array([len(part) for part in parts])
+        attend = within_images(lengths, self.heads, self.backend, x_1TD.device)
+        for block in model.blocks:
+            x_1TD = block(x_1TD, attn_mask=WithinImages(attend))
+        return without_first(x_1TD[0], lengths, model.num_prefix_tokens)
+
+
+def _by_size(images: Patches, encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Returns the tokens of each image, [N, D]; `encode` gets images of one size at a time, [I, 3, X, Y]."""
+    found: dict[int, Tensor] = {}
+    for grid in dict.fromkeys(images.grids):
+        alike = [i for i, other in enumerate(images.grids) if other == grid]
+        found |= dict(zip(alike, encode(torch.stack([images.pixels(i) for i in alike])), strict=True))
+    return [found[i] for i in range(len(found))]
+
+
+class WithinImages:
+    """Takes the place of a mask: torch hands it the call that has it as one (`__torch_function__`)."""
+
+    def __init__(self, attend: Callable[[Tensor], Tensor]):
+        self.attend = attend
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """Returns attention within each image, [1, H, T, K]. Anything else is refused, with a `TypeError` of torch."""
+        asked = dict(kwargs or {})
+        mask = asked.pop("attn_mask", None)
+        if func is not F.scaled_dot_product_attention or not isinstance(mask, cls) or any(asked.values()):
+            return NotImplemented
+        *_, v_1HTK = args
+        qkv_TC = torch.cat([x_1HTK[0].transpose(0, 1).to(v_1HTK) for x_1HTK in args], 1).flatten(1)
+        return mask.attend(qkv_TC).unflatten(1, (v_1HTK.shape[1], -1)).transpose(0, 1)[None]
+
+
+def why_apart(model: TimmModel) -> str:
+    """Returns why images of unlike sizes need a pass for each size in a timm model; empty if they do not."""
+    return next(_reasons_apart(model), "")
+
+
+def _reasons_apart(model: TimmModel) -> Iterator[str]:
+    from timm.layers import Attention, DropPath
+    from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+
+    if getattr(type(model), "forward_intermediates", None) is not VisionTransformer.forward_intermediates:
+        yield f"{type(model).__name__} is no plain ViT of timm"
+        return
+    for block in model.blocks:
+        if type(block) not in (Block, ResPostBlock) or type(block.attn) is not Attention:
+            yield f"{type(block).__name__} with {type(getattr(block, 'attn', block)).__name__} is no plain block"
+            return
+        attention = block.attn
+        if attention.head_dim % 2:
+            yield f"heads of {attention.head_dim} values, an odd number"
+        if not attention.fused_attn:
+            yield "TIMM_FUSED_ATTN is 0"
+        if attention.attn_drop.p:
+            yield "attention with dropout"
+        if any(isinstance(part, DropPath) for part in block.children()):
+            yield "stochastic depth, which drops whole images"
 
 
 @functools.cache  # so that the warning appears once
@@ -89,7 +176,7 @@ def resample_of(interpolation: str) -> Resample:
 def open_timm(
     name: str, *, feature_layer: int, image_size: int | None, args: Mapping[str, object],
     mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None,
-    resample: Resample | None = None,
+    resample: Resample | None = None, backend: Backend | None = None,
 ) -> TimmViT:  # fmt: skip
     """Returns a timm ViT by name, with timm's initial values; on the meta device, if that is the default.
 
@@ -101,6 +188,7 @@ def open_timm(
         mean: of RGB in 0..1; None for timm's.
         std: of RGB in 0..1; None for timm's.
         resample: filter that resizes images; None for timm's.
+        backend: of attention within packed images; None computes it plainly.
 
     Raises:
         ValueError: no such ViT, arguments that do not describe a model's shape, a size that does not fit.
@@ -115,7 +203,7 @@ def open_timm(
     for key, value in args.items():
         parts = value if isinstance(value, list | tuple) else [value]
         most = MOST_BLOCKS if key.startswith("depth") else MOST
-        if key in loading or not all(_plain(part, most) for part in parts):
+        if key in (*loading, PATCH_DROP) or not all(_plain(part, most) for part in parts):
             raise ValueError(f"{key} = {value!r} is no argument of a model's shape")
     sized = {"img_size": image_size} if image_size is not None else {}
     options: dict[str, Any] = {**args, **sized, "num_classes": 0}
@@ -133,4 +221,6 @@ def open_timm(
         std=std or tuple(config["std"]),
         resample=resample or resample_of(config["interpolation"]),
     )  # fmt: skip
-    return TimmViT(model, image=image, feature_layer=feature_layer)
+    if why_apart(model):
+        return TimmViT(model, image=image, feature_layer=feature_layer)
+    return PackedTimmViT(model, image=image, feature_layer=feature_layer, backend=backend or Eager())
