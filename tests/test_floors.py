@@ -171,6 +171,9 @@ FLOORS: dict[str, str] = {
         anomalies determinism empty_terms image_logging metrics_log board null_logger stage_progress out_of_memory
         unreached_parts
     """,
+    "lmmkit.verify_export": """
+        comparison by_transformers by_lmmkit
+    """,
     "lmmkit.weights": """
         config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder
         pretrained_folder detect left_out weights_hash export
