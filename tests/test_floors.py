@@ -63,7 +63,7 @@ FLOORS: dict[str, str] = {
         tiles native rows
     """,
     "lmmkit.data.image_files": """
-        upright image_file
+        upright data_addresses image_file
     """,
     "lmmkit.data.micro_batch": """
         laid_out labels need_rows packed_images
@@ -232,7 +232,11 @@ def climbs(path: Path) -> Iterator[str]:
         if depth is None:  # the file itself, or what is below or above it
             continue
         order = FLOORS[".".join(own[:depth])].split()
-        if own[depth] in order and other[depth] in order and order.index(other[depth]) >= order.index(own[depth]):
+        if (
+            own[depth] in order
+            and other[depth] in order
+            and order.index(other[depth]) >= order.index(own[depth])
+        ):
             yield f"{module(path)} imports {name}"
 
 

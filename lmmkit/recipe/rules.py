@@ -227,7 +227,7 @@ def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterato
 
 def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
     """Checks that a records file has a folder of images, that shards, which contain images, have none, that only a
-    source of kind `messages` maps columns, and only one of kind `vqa` has annotations. Parquet and Arrow files may
+    source of kind `messages` maps columns, and only one of kind `vqa` has annotations. Records of kind `messages` may
     contain images."""
     if source.kind != "messages" and any(vars(source.columns).values()):
         got, expected = f"kind {source.kind} with `columns`", "`columns` with kind messages only"
@@ -247,8 +247,7 @@ def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
             "the file of annotations, with the answers" if absent else "`annotations` with kind vqa only"
         )
         yield CONFLICT.at(key if absent else f"{key}.annotations", got=got, expected=expected, fix=fix)
-    may_contain = source.kind == "messages" and not source.records.endswith((".json", ".jsonl"))
-    if not may_contain and (source.kind != "webdataset") == (source.images is None):
+    if source.kind != "messages" and (source.kind != "webdataset") == (source.images is None):
         expected = "a folder of images" if source.images is None else "no `images`: shards contain them"
         got = f"kind {source.kind} {'without' if source.images is None else 'with'} `images`"
         fix = "Add `images`." if source.images is None else "Remove `images`."
