@@ -86,7 +86,10 @@ def cache_folder() -> Path:
 
 
 def fingerprint(files: Iterable[Path]) -> list[list[int]]:
-    """Returns for each file its size, its time of change, and a crc of sample blocks spread over it."""
+    """Returns for each file its size, its time of change in ns, and a crc of sample blocks spread over it.
+
+    Raises `UserError` for a file that cannot be read.
+    """
     found = []
     for path in files:
         try:

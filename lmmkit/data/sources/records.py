@@ -107,7 +107,8 @@ class Records(Sequence[Sample]):
         )
 
     def read(self, i: int) -> tuple[RawRecord, ParsedRecord]:
-        """Reads record i: in LLaVA's form, and as it is checked."""
+        """Reads record i: in LLaVA's form, and as it is checked. Raises `UserError` if its file changed since it was
+        indexed."""
         raw, reader = self.indexed.record(i), RecordParser(template=self.template)
         record = reader.read(raw)
         if record is None:  # the index lists only good records
