@@ -66,7 +66,7 @@ FLOORS: dict[str, str] = {
         tiles native rows
     """,
     "lmmkit.data.image_files": """
-        upright image_file
+        upright data_addresses image_file
     """,
     "lmmkit.data.micro_batch": """
         laid_out labels need_rows packed_images
@@ -111,7 +111,7 @@ FLOORS: dict[str, str] = {
         load lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connectors image_rows vlm
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision timm_vit connectors image_rows vlm
         teacher teacher_model reference
     """,
     "lmmkit.model.connectors": """
