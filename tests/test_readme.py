@@ -116,6 +116,15 @@ def test_every_command_is_named_in_readme():
             assert f"lmmkit {name} {word}".strip() in README, f"{name} {word}"
 
 
+def test_files_of_tests_named_in_documents_exist():
+    there = {path.name for folder in ("tests", "benches") for path in (ROOT / folder).rglob("*.py")}
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        paths = re.findall(r"\b(?:tests|benches)/[\w/]+\.py", text)
+        assert not [path for path in paths if not (ROOT / path).is_file()], name
+        assert set(re.findall(r"\btest_\w+\.py", text)) <= there, name
+
+
 def test_every_option_is_described_in_a_document():
     """Reads the pages beside the list of codes. An option of many commands is in a table of README."""
     pages = [(ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS if name != "docs/errors.md"]
