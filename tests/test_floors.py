@@ -73,7 +73,7 @@ FLOORS: dict[str, str] = {
         llava_json tables joined tar_members webdataset_shards records
     """,
     "lmmkit.data.sources.joined": """
-        object_lists official_forms joined_records
+        known_files object_lists coco_images official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
         patterns table_names table_schema parquet_records
@@ -118,7 +118,7 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
+        instances shapes from_model pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
         dry_run
     """,
     "lmmkit.plan.checks": """

@@ -34,7 +34,8 @@ def convert(
         typer.Option(help="The folder of images that records name. \\[default: of JSON files, their own]"),
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="The file of annotations, if SRC is the questions of a VQA data set.")
+        Path | None,
+        typer.Option(help="The file or pattern of annotations, if SRC is the questions of a VQA data set."),
     ] = None,
     column: Annotated[
         list[str] | None,
