@@ -43,8 +43,9 @@ LEARNED_TOKENS = Code(
 )
 TOO_LONG = Code(
     "chat/too-long", cause="The prompt leaves too little of the context for the answer.",
-    expected="at most {room} rows (the context minus {max_new_tokens} new tokens)",
-    hint="Shorten the prompt, or ask for fewer new tokens.",
+    expected="the prompt and {max_new_tokens} new tokens within the context, which has {context} rows",
+    hint="Shorten the prompt, or ask for fewer new tokens (`lmmkit chat RUN --max-new-tokens N`; `max_new_tokens` of a "
+    "task in the recipe).",
 )
 
 # demo/
