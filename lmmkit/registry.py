@@ -185,7 +185,7 @@ class _Loader:
         return _checked(where, plugin, name)
 
     def observer(self, where: str, use: str) -> str:
-        """Returns the origin of an observer."""
+        """Returns the origin of an observer. Raises `UserError` if it cannot be loaded, or has no observer hook."""
         plugin = self.plugin(where, use)
         if not self._observes(plugin):
             got, hooks = f"{plugin.origin} without observer hooks", ", ".join(OBSERVER_HOOKS)

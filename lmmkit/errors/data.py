@@ -197,6 +197,11 @@ LONG = Code(
     "records/too-long", cause="A record is too long.",
     expected="at most {most}", hint="Split the conversation into several records.",
 )
+DATA_ADDRESS = Code(
+    "records/data-address", cause="A `data:` address in a record of kind `messages` is no image in base64.",
+    expected="`data:image/TYPE;base64,` and the base64 of an image file, of at most 160 million bytes",
+    hint="Correct or remove the record, or name the image by a path below `images`.",
+)
 MESSAGE_COLUMN = Code(
     "records/columns", cause="A record of kind `messages` has no column of messages, or two columns for one thing.",
     expected="{expected}", hint="Name the column in the source's `columns`, or correct the record.",

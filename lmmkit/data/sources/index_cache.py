@@ -27,7 +27,7 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
 from lmmkit.runs.files import file_crc32
 
-_FORMAT = 8  # increase it when the content of an index, or the rule for good records, changes
+_FORMAT = 9  # increase it when the content of an index, or the rule for good records, changes
 _META, _BAD = "index.json", "bad.jsonl"
 _SPOTS, _SPOT = 64, 4096
 
@@ -86,7 +86,10 @@ def cache_folder() -> Path:
 
 
 def fingerprint(files: Iterable[Path]) -> list[list[int]]:
-    """Returns for each file its size, its time of change, and a crc of sample blocks spread over it."""
+    """Returns for each file its size, its time of change in ns, and a crc of sample blocks spread over it.
+
+    Raises `UserError` for a file that cannot be read.
+    """
     found = []
     for path in files:
         try:

@@ -107,7 +107,8 @@ class Records(Sequence[Sample]):
         )
 
     def read(self, i: int) -> tuple[RawRecord, ParsedRecord]:
-        """Reads record i: in LLaVA's form, and as it is checked."""
+        """Reads record i: in LLaVA's form, and as it is checked. Raises `UserError` if its file changed since it was
+        indexed."""
         raw, reader = self.indexed.record(i), RecordParser(template=self.template)
         record = reader.read(raw)
         if record is None:  # the index lists only good records
@@ -134,8 +135,8 @@ def open_records(
     annotations: Path | None = None,
 ) -> Records:  # fmt: skip
     """Returns the records of the file `records`, after checking all of them. Image paths are relative to
-    `images`. Without `images`, `records` is the pattern of shards, which contain records and images. With
-    `columns`, the source is of kind `messages`; they map its columns, and `records` may name parquet or Arrow files.
+    `images`. With `columns`, the source is of kind `messages`; they map its columns. Then `records` may name parquet or
+    Arrow files, and may contain its images. Otherwise, without `images`, `records` is the pattern of shards.
     `official`: the source is of kind `coco`, or of kind `vqa` with `annotations`; both may be patterns.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
@@ -158,7 +159,7 @@ def records_size(path: Path, images: Path | None, indexing: Indexing) -> int:
     """Returns the bytes of a source's files; 0 for files that cannot be read."""
     if indexing.columns is not None and is_table(path):
         return tables_size(path)
-    if images is None:
+    if images is None and indexing.columns is None:
         return shards_size(path)
     try:
         names = [each for each in (path, indexing.annotations) if each is not None]
@@ -173,7 +174,9 @@ def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> Inde
         return open_tables(records, images, indexing)
     if indexing.official is not None and images is not None:
         return open_joined(records, images, indexing)
-    return open_shards(records, indexing) if images is None else open_json(records, images, indexing)
+    if images is None and indexing.columns is None:
+        return open_shards(records, indexing)
+    return open_json(records, images, indexing)
 
 
 def _refuse(records: Records) -> None:

@@ -133,9 +133,8 @@ class _Pass:
             self.builder.notes[
                 f"an entry of `{self.form.given}` that no entry of `{self.form.asked}` names is not used"
             ] = spare
-        names = self.names
-        meta = {"images": len(names.known), "folders": list(names.folders), "subsets": self.subsets}
-        return self.builder.index(meta, {**names.arrays(), "others": as_table(_OTHER, self.others)})
+        arrays = {**self.names.arrays(), "others": as_table(_OTHER, self.others)}
+        return self.builder.index({**self.names.meta(), "subsets": self.subsets}, arrays)
 
     def look(self, file: int, name: str) -> None:
         """Raises `UserError` for a file without this list, or with the list of another data set."""
