@@ -194,9 +194,9 @@ def _sizes(chat_model: ChatModel, questions: Sequence[AskedQuestion], max_new_to
             where = f"sample {question.sample.key}"
             problems.setdefault(where, TOO_LONG.at(where, got=f"a prompt of {sizes[-1].rows} rows", **room))
     listed, more = list(problems.values())[:LISTED], len(problems) - LISTED
-    raise_all(
-        [*listed, *[TOO_LONG.at("further samples", got=f"{more:,} more such prompts", **room)] * (more > 0)]
-    )
+    if more > 0:
+        listed.append(TOO_LONG.at("further samples", got=f"{more:,} more such prompts", **room))
+    raise_all(listed)
     return sizes
 
 
