@@ -24,7 +24,6 @@ from lmmkit.errors.weights import (
     NO_LORA,
     OPTION,
     TRAINED_ENCODER,
-    UNSUPPORTED_PART,
     WEIGHTS_ADAPTER,
 )
 from lmmkit.inference.load import find_model_folder, load
@@ -320,15 +319,11 @@ def adapter_of(
     prepared = prepare_bare(replace(recipe, plugins={}), allow_missing_tokenizer=True)
     objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     model = _exported(source, prepared, build.modules(objective))
-    tiles = isinstance(model.image_fit, AnyRes)
     found = (llava_folders.problems if model.has_vision else llava_folders.learned_tokens)(
-        model, folder, "llava-next" if tiles else "llava-hf"
+        model, folder, "llava-next" if isinstance(model.image_fit, AnyRes) else "llava-hf"
     )
     if stage.vision is not None:
         found.append(TRAINED_ENCODER.at(str(source), got="an encoder that was trained too"))
-    if tiles and stage.connector is not None:  # `peft` saves whole modules, and the row is in none
-        got, supported = "a newline row that was trained, with the connector", "a connector that was frozen"
-        found.append(UNSUPPORTED_PART.at(f"{folder}: peft", got=got, supported=supported))
     raise_all(found)
     connector = {}
     if stage.connector is not None:

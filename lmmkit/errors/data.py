@@ -186,8 +186,8 @@ IMAGE_MISSING = Code(
     expected="an image file", hint="Restore the file, or correct `images` or the record." + ROOT,
 )
 RECORDS_IMAGES = Code(
-    "records/no-image-folder", cause="The image folder of a source does not exist.",
-    expected="a folder of images", hint="Correct `images`." + ROOT,
+    "records/no-image-folder", cause="The image folder of a source does not exist, or is missing from the recipe.",
+    expected="a folder of images", hint="Add or correct `images`." + ROOT,
 )
 JSON = Code(
     "records/json", cause="A record is not valid JSON.",
@@ -196,6 +196,11 @@ JSON = Code(
 LONG = Code(
     "records/too-long", cause="A record is too long.",
     expected="at most {most}", hint="Split the conversation into several records.",
+)
+DATA_ADDRESS = Code(
+    "records/data-address", cause="A `data:` address in a record of kind `messages` is no image in base64.",
+    expected="`data:image/TYPE;base64,` and the base64 of an image file, of at most 160 million bytes",
+    hint="Correct or remove the record, or name the image by a path below `images`.",
 )
 MESSAGE_COLUMN = Code(
     "records/columns", cause="A record of kind `messages` has no column of messages, or two columns for one thing.",
@@ -234,6 +239,12 @@ ORDER = Code(
 OFFICIAL_ENTRY = Code(
     "records/official-entry", cause="An entry of a COCO or VQA file has no usable id, or does not fit the other entry "
     "of its record.", expected="{expected}", hint="Correct or remove the entry, or use the files of one version.",
+)
+OFFICIAL_FILE = Code(
+    "records/official-file", cause="A file of a source of kind `coco` or `vqa` is no file of captions, of questions or "
+    "of annotations.", expected="{expected}",
+    hint="Name COCO's file of captions, or VQA's files of questions and annotations. Write other data as records of "
+    "kind `messages` or `llava`.",
 )
 OTHER_FORM = Code(
     "records/other-form", cause="A record has another form than LLaVA's.",

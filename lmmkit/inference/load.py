@@ -15,8 +15,8 @@ from lmmkit.errors import UserError
 from lmmkit.errors.weights import NO_FINISHED_STAGE
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.model.teacher_model import TeacherModel
+from lmmkit.model.timm_vit import TimmViT
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
-from lmmkit.model.vision import TimmViT
 from lmmkit.plan import from_model
 from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
 from lmmkit.recipe import read_recipe
@@ -52,7 +52,10 @@ def load(
 
 
 def find_model_folder(path: Path, stage: str | None = None) -> Path:
-    """Returns RUN/model/<`stage`, or the last finished stage> for a RUN; returns a model folder unchanged."""
+    """Returns RUN/model/<`stage`, or the last finished stage> for a RUN; returns a model folder unchanged.
+
+    Raises `UserError` if the path is neither, or if the stage, or every stage, has no model yet.
+    """
     if (path / "config.json").is_file():
         return path
     run = RunFolder.open(path)

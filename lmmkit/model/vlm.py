@@ -16,7 +16,8 @@ from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.decoder import NOTHING, Decoder
 from lmmkit.model.image_rows import ImageRows
-from lmmkit.model.vision import TimmViT, ViT
+from lmmkit.model.timm_vit import TimmViT
+from lmmkit.model.vision import ViT
 
 
 class ImageFeatures(NamedTuple):
@@ -85,7 +86,7 @@ class LMM(nn.Module):
             return self.decoder.norm.weight.new_empty(0, width)
         if stage != "encoder":
             return projected_IND.flatten(0, 1)
-        return self.image_rows.seen(encoded_IND, cast(Connector, self.connector)).flatten(0, 1)
+        return self.image_rows.row_features(encoded_IND, cast(Connector, self.connector)).flatten(0, 1)
 
     def attention_fns(
         self, spec: AttentionSpec, last: AttentionSpec, device: torch.device

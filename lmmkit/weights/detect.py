@@ -37,6 +37,7 @@ LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
 )
 DECODER_OF_LLAVA = {"llava_llama": "llama", "llava_mistral": "mistral"}  # by the model_type of original LLaVA
 PEFT: Spelling = (  # as `peft` names the parts of a LLaVA or of a decoder, on transformers 4 and 5
+    (r"base_model\.model\.(?:model\.)?image_newline$", "connector.newline"),
     (r"base_model\.model\.(?:model\.)?multi_modal_projector\.", "connector."),
     (r"base_model\.model\.(?:language_model\.)?lm_head\.", "text.lm_head."),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +22,7 @@ from lmmkit.commands.support.common import (
 from lmmkit.progress import working
 
 if TYPE_CHECKING:
+    from lmmkit.evaluate.answers.compare import Comparison
     from lmmkit.evaluate.answers.schema import Answer
 
 app = typer.Typer(
@@ -116,50 +118,14 @@ def compare(
     """Compare two models on the same questions: paired differences and tests."""
     from dataclasses import asdict
 
-    from lmmkit.errors import UserError, raise_all
-    from lmmkit.errors.answers import NO_ANSWERS
-
     with working(STARTING):
-        from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
         from lmmkit.evaluate.answers.compare import compare_tasks
-        from lmmkit.evaluate.answers.locate import task_folders
 
-    folders = [task_folders(path) for path in (first, second)]
-    if len(folders[0]) == len(folders[1]) == 1 and (first / NAME).is_file() and (second / NAME).is_file():
-        task = next(iter(folders[0]))
-        folders[1] = {task: second}
-    common = [task for task in folders[0] if task in folders[1]]
     names = [name for each in on or () for name in each.split(",") if name]
-    known = f"Tasks in both: {', '.join(common) or 'none'}."
-    raise_all(NO_ANSWERS.at("--on", got=f"`{name}`", nearest=known) for name in names if name not in common)
-    if not common:
-        raise UserError(NO_ANSWERS.at(f"{first} and {second}", got="no task in common", nearest=known))
-
-    def answers_in(folder: Path) -> list[Answer]:
-        return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())
-
-    answers = [{task: answers_in(each[task]) for task in names or common} for each in folders]
-    unscored = [task for task in answers[0] if all(a.score is None for each in answers for a in each[task])]
-    if len(unscored) < len(answers[0]):  # of unscored tasks alone there is an error
-        answers = [
-            {task: several for task, several in each.items() if task not in unscored} for each in answers
-        ]
-        for task in unscored:
-            err.print(f"{task}: no scores, for a server or a judge has to give them")
-    found = compare_tasks(*answers)
+    found = compare_tasks(*_common_answers(first, second, names))
     if as_json:
         return print_json([asdict(each) for each in found])
-    lines = [("task", "A", "B", "B - A", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
-    for each in found:
-        d = each.difference
-        interval = "-" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-        detectable = "-" if each.detectable is None else f"{100 * each.detectable:.1f}"
-        lines.append((
-            each.task, f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * d.value:+.1f}",
-            interval, f"{each.only_first:,}", f"{each.only_second:,}", f"{each.p:.2g}", f"{each.p_holm:.2g}",
-            detectable, f"{each.n:,}",
-        ))  # fmt: skip
-    print_table(aligned(f"A: {first}   B: {second}", lines))
+    print_table(aligned(f"A: {first}   B: {second}", _comparison_lines(found)))
     for each in found:
         if each.left_out:
             print_text(
@@ -170,6 +136,51 @@ def compare(
         "interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One "
         "training seed each: a difference may also come from the seed."
     )
+
+
+def _common_answers(first: Path, second: Path, names: Sequence[str]) -> list[dict[str, list[Answer]]]:
+    """Returns the answers of two models by task, of the tasks `names` or of all that both have, without those that have
+    no scores. Raises `UserError` for a task that one of them lacks, and if there is none in common."""
+    from lmmkit.errors import UserError, raise_all
+    from lmmkit.errors.answers import NO_ANSWERS
+    from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
+    from lmmkit.evaluate.answers.locate import task_folders
+
+    folders = [task_folders(path) for path in (first, second)]
+    if len(folders[0]) == len(folders[1]) == 1 and (first / NAME).is_file() and (second / NAME).is_file():
+        task = next(iter(folders[0]))
+        folders[1] = {task: second}
+    common = [task for task in folders[0] if task in folders[1]]
+    known = f"Tasks in both: {', '.join(common) or 'none'}."
+    raise_all(NO_ANSWERS.at("--on", got=f"`{name}`", nearest=known) for name in names if name not in common)
+    if not common:
+        raise UserError(NO_ANSWERS.at(f"{first} and {second}", got="no task in common", nearest=known))
+
+    def answers_in(folder: Path) -> list[Answer]:
+        return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())
+
+    answers = [{task: answers_in(each[task]) for task in names or common} for each in folders]
+    unscored = [task for task in answers[0] if all(a.score is None for each in answers for a in each[task])]
+    if len(unscored) == len(answers[0]):
+        return answers  # of unscored tasks alone there is an error
+    for task in unscored:
+        err.print(f"{task}: no scores, for a server or a judge has to give them")
+    return [{task: several for task, several in each.items() if task not in unscored} for each in answers]
+
+
+def _comparison_lines(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """Returns comparisons as lines of a table, the headings first."""
+    lines = [("task", "A", "B", "B - A", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
+    for each in found:
+        d = each.difference
+        interval = "-" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        detectable = "-" if each.detectable is None else f"{100 * each.detectable:.1f}"
+        lines.append((
+            each.task, f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * d.value:+.1f}",
+            interval, f"{each.only_first:,}", f"{each.only_second:,}", f"{each.p:.2g}", f"{each.p_holm:.2g}",
+            detectable, f"{each.n:,}",
+        ))  # fmt: skip
+    return lines
 
 
 @app.command("show")

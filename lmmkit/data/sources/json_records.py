@@ -22,7 +22,8 @@ class RawRecord(NamedTuple):
     Its text is the `length` bytes from `offset` on. `no_surrogates`: the text contains no escape of a surrogate.
 
     Of a record that was written in another form: `problems`, each with the part of the record; `notes`: what
-    was not read; `names`: the names that the parts of LLaVA's form have in it.
+    was not read; `names`: the names that the parts of LLaVA's form have in it; `inside`: names of images that it
+    contains.
     """
 
     index: int
@@ -35,6 +36,7 @@ class RawRecord(NamedTuple):
     problems: tuple[tuple[str, Problem], ...] = ()
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] = MappingProxyType({})
+    inside: frozenset[str] = frozenset()
     ends: bool = False
 
 
@@ -47,7 +49,8 @@ def read_records(window: Window) -> Iterator[RawRecord]:
     lines, first = window.path.suffix == ".jsonl", window.peek()
     if (first, lines) in (("[", True), ("{", False)):
         got, expected = ("a JSON list", "one record a line; name a JSON list .json") if lines else (
-            "a JSON object", "a JSON list; name a file with one record a line .jsonl"
+            "a JSON object", "a JSON list; name a file with one record a line .jsonl; the kinds `coco` and `vqa` read "
+            "official files",
         )  # fmt: skip
         raise UserError(RECORDS_FILE.at(str(window.path), got=got, expected=expected))
     return _lines(window) if lines else _items(window)
