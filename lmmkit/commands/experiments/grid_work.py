@@ -106,8 +106,9 @@ class TrainStage(_GridCommand):
         return max(0, last_step(self.store.run(self.stage.key).metrics) - before)
 
     def _share(self, behind: int) -> float:
-        """Returns the share that is done of what was left when `behind` steps were done."""
-        return min(1.0, (self.done_steps() - behind) / max(1, self.stage.steps - behind))
+        """Returns the share that is done of what was left when `behind` steps were logged; 0 while a resumed training
+        repeats steps that were logged after its checkpoint."""
+        return min(1.0, max(0, self.done_steps() - behind) / max(1, self.stage.steps - behind))
 
     def job(self, handle: int) -> Job:
         """Writes the recipe; returns the job that trains."""

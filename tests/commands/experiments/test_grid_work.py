@@ -56,3 +56,20 @@ def test_all_runs_that_have_answered_other_questions_are_named(tmp_path):
     assert [p.where for p in error.value.problems] == [
         f"{tmp_path}/runs/{key}: answers" for key in ("two", "three")
     ]
+
+
+def test_steps_that_a_resume_repeats_are_no_progress_below_zero(tmp_path):
+    work = TrainStage(Store(tmp_path), replace(STAGE, steps=10))
+    metrics = work.store.run("key").metrics
+    metrics.parent.mkdir(parents=True)
+    before = sum(stage.length.steps for stage in list(STAGE.recipe.stages.values())[:-1])
+
+    def log(steps):
+        metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, before + steps + 1)))
+
+    log(6)
+    job = work.job(0)
+    log(4)  # a resume cuts the log at its checkpoint
+    assert job.share() == 0
+    log(8)
+    assert job.share() == 0.5
