@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def import_(
     parts = import_model(
         source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template
     )
-    use = f"Try it: `lmmkit chat {folder}`"
+    use = f"Try it: `{shlex.join(['lmmkit', 'chat', str(folder)])}`"
     if "text" not in parts:
         use = f"In a recipe: `model.vision: {{from: {folder}}}`"
     out.print(f"{source} is now in {folder}. {use}")

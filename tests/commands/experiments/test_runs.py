@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from tests.runs.test_list_runs import SESSIONS, make
 from tests.test_cli import run as lmmkit
@@ -34,6 +35,12 @@ def test_two_runs_next_to_each_other(tmp_path):
     assert "answers/accuracy" in text and "+0.25" in text and "accuracy/x" not in text
     rows = [line.replace("\u2502", " ").split() for line in text.splitlines()]
     assert ["answers/only_a", "0.125"] in rows and ["answers/only_b", "0.125"] in rows, "of one run alone"
+
+
+def test_the_command_that_shows_the_recipes_runs_as_it_is(tmp_path):
+    a, b = make(tmp_path / "it's a"), make(tmp_path / "b (2)")
+    text = lmmkit("runs", "--compare", a.path, b.path)
+    assert shlex.split(text.split("`")[1]) == ["lmmkit", "diff", str(a.path), str(b.path)]
 
 
 def test_json(tmp_path):
