@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +22,7 @@ from lmmkit.commands.support.common import (
 from lmmkit.progress import working
 
 if TYPE_CHECKING:
+    from lmmkit.evaluate.answers.compare import Comparison
     from lmmkit.evaluate.answers.schema import Answer
 
 app = typer.Typer(
@@ -149,17 +151,7 @@ def compare(
     found = compare_tasks(*answers)
     if as_json:
         return print_json([asdict(each) for each in found])
-    lines = [("task", "A", "B", "B - A", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
-    for each in found:
-        d = each.difference
-        interval = "-" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-        detectable = "-" if each.detectable is None else f"{100 * each.detectable:.1f}"
-        lines.append((
-            each.task, f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * d.value:+.1f}",
-            interval, f"{each.only_first:,}", f"{each.only_second:,}", f"{each.p:.2g}", f"{each.p_holm:.2g}",
-            detectable, f"{each.n:,}",
-        ))  # fmt: skip
-    print_table(aligned(f"A: {first}   B: {second}", lines))
+    print_table(aligned(f"A: {first}\nB: {second}", _compared(found)))
     for each in found:
         if each.left_out:
             print_text(
@@ -170,6 +162,27 @@ def compare(
         "interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One "
         "training seed each: a difference may also come from the seed."
     )
+
+
+def _compared(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """Returns the headings and a line for each task, which fit into 80 columns."""
+    lines = [
+        ("task", "A", "B", "B - A", "95 %", "only\nA", "only\nB", "p", "p\nHolm", "detect-\nable", "n"),
+    ]
+    for each in found:
+        d = each.difference
+        interval = "-" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        detectable = "-" if each.detectable is None else f"{100 * each.detectable:.1f}"
+        lines.append((
+            each.task, f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * d.value:+.1f}",
+            interval, f"{each.only_first:,}", f"{each.only_second:,}", _probability(each.p),
+            _probability(each.p_holm), detectable, f"{each.n:,}",
+        ))  # fmt: skip
+    return lines
+
+
+def _probability(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 @app.command("show")
