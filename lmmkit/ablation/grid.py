@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmmkit.ablation.schema import Grid
 from lmmkit.errors import Problem, UserError, did_you_mean
-from lmmkit.errors.ablation import GIVEN_TWICE, NO_RECIPE, ONE_SEED
+from lmmkit.errors.ablation import GIVEN_TWICE, NO_RECIPE, ONE_SEED, SET_SEED
 from lmmkit.errors.recipe import EMPTY, NAME, UNKNOWN_KEY
 from lmmkit.recipe.error_messages import problems_of, tidy
 from lmmkit.recipe.read import recipe_file_text
@@ -112,6 +112,12 @@ def _rules(file: GridFile) -> Iterator[Problem]:
     if BASE in grid.variants:
         expected = f"another name: `{BASE}` is the base recipe itself"
         yield NAME.at(f"variants.{BASE}", got=f"a variant `{BASE}`", expected=expected)
+    sections = {"set": grid.set}
+    for name, variant in grid.variants.items():
+        sections |= {f"variants.{name}.set": variant.set, f"variants.{name}.product": variant.product}
+    for section, keys in sections.items():
+        if "seed" in keys:
+            yield SET_SEED.at(f"{section}.seed", got=f"`seed` in `{section}`")
     named = {"base": grid.base} | {
         f"variants.{name}.recipe": variant.recipe
         for name, variant in grid.variants.items()

@@ -48,6 +48,16 @@ GRID_OTHER_QUESTIONS = Code(
     expected="the questions of {other}",
     hint="Remove the folder of those answers; the next call evaluates the run again.",
 )
+SET_SEED = Code(
+    "ablation/set-seed", cause="A grid sets the key `seed` of its recipes, which its own `seeds` replace.",
+    expected="the seeds of all runs in `seeds`", hint="Remove the key, and write the seed into `seeds`.",
+)
+UNLIKE_QUESTIONS = Code(
+    "ablation/unlike-questions",
+    cause="Two arms of a grid would answer other questions in a task of one name, or be scored by other rules.",
+    expected="the questions of `{other}`: {expected}",
+    hint="Change the task and its data for all arms, with `set` of the grid, or give the task another name.",
+)
 NO_MEASURE = Code(
     "ablation/unknown-measure", cause="A measure of a grid names no figure that the evaluation of its recipes gives.",
     expected="TASK/FIGURE, with a task of the recipe's `evaluate` section and a figure of its kind", hint="{nearest}",

@@ -87,6 +87,13 @@ def test_values_of_other_types_are_refused(tmp_path, change, code):
     }
 
 
+def test_a_seed_that_the_seeds_of_the_grid_would_replace_is_refused(tmp_path):
+    text = GRID + "  a: {set: {seed: 3, stages.finetune.optim.lr: 1.0e-2}}\n  b: {product: {seed: [4, 5]}}\n"
+    path = write_grid(tmp_path, tmp_path, text.replace("seeds", "set: {seed: 2}\nseeds"))
+    found = [problem.where.split(" ")[1] for problem in problems(path) if problem.code == "ablation/set-seed"]
+    assert found == ["set.seed", "variants.a.set.seed", "variants.b.product.seed"]
+
+
 def test_a_file_that_is_no_grid_is_refused(tmp_path):
     path = tmp_path / "grid.yaml"
     for text in ("", "- a\n", "a: [\n", "a: &x 1\n"):
