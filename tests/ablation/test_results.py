@@ -27,7 +27,7 @@ def made(tmp_path, arm="plain", *, scores=SCORES, value=0.75, data=None, asked="
     folder.run_json.write_text(json.dumps({"data": data or {"captions": {"count": 3}, "more": 1}}))
     folder.resolved.write_text(__import__("lmmkit.recipe").recipe.dump(stages[0].recipe))
     folder.results.write_text(json.dumps({"answers": {"accuracy": {"value": value, "n": 4}}}))
-    folder.metrics.write_text(json.dumps({"step": 1, "tokens": 5, "seconds": 0.5}) + "\n")
+    folder.metrics.write_text(json.dumps({"step": 6, "tokens": 5, "seconds": 0.5}) + "\n")
     write_answers(folder.answers("pretrain", "x").parent, scores, data=asked)
     store.note_evaluated(run)
     return store, run
@@ -51,7 +51,7 @@ def test_a_finished_run_has_figures_scores_and_costs(tmp_path):
     other = found.scores("answers/accuracy/other")
     assert other is not None and sorted(other) == ["q3"], "by prior, not by type"
     assert found.scores("answers/image_attention") is None and found.scores("terms/x") is None
-    assert found.costs[0].tokens == 5 and found.costs[0].cpu_seconds is None
+    assert found.costs[0].tokens == 30 and found.costs[0].cpu_seconds is None
 
 
 def test_a_run_without_evaluation_is_not_finished(tmp_path):

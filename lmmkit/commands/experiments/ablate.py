@@ -240,7 +240,7 @@ def _write_board(plan: Plan, names: Collection[str]) -> None:
     from lmmkit.ablation.results import read_finished
     from lmmkit.ablation.summary import arm_entries
 
-    with suppress(LmmkitError):  # results that are refused are reported at the end
+    with suppress(LmmkitError), plan.store.alone():  # results that are refused are reported at the end
         finished = read_finished(plan.store, [run for run in plan.runs if eval_name(run.key) in names])
         write_hparams(plan.file.name, arm_entries(plan.file, plan.arms, finished))
 
@@ -256,11 +256,12 @@ def _print_outcome(plan: Plan, as_json: bool) -> None:
     summary = summarise_grid(plan.file, plan.arms, read_finished(plan.store, plan.runs))
     folder = plan.store.grid(plan.file.name)
     folder.mkdir(parents=True, exist_ok=True)
-    if (other := plan.store.keep_outcome(folder / OUTCOME, summary)) is not None:
-        what = "on other data folders, or of another grid file of this name"
-        err.print(f"{other}: the outcome {what}, which is kept under this name")
-    write_json_atomic(folder / OUTCOME, summary)
-    write_hparams(plan.file.name, summary["arms"])
+    with plan.store.alone():
+        if (other := plan.store.keep_outcome(folder / OUTCOME, summary)) is not None:
+            what = "on other data folders, or of another grid file of this name"
+            err.print(f"{other}: the outcome {what}, which is kept under this name")
+        write_json_atomic(folder / OUTCOME, summary)
+        write_hparams(plan.file.name, summary["arms"])
     if as_json:
         return print_json(summary)
     for table in grid_tables(summary):

@@ -101,9 +101,7 @@ class TrainStage(_GridCommand):
 
     def done_steps(self) -> int:
         """Returns how many steps of the stage are logged."""
-        stages = list(self.stage.recipe.stages.values())[:-1]
-        before = sum(stage.length.steps or 0 for stage in stages)
-        return max(0, last_step(self.store.run(self.stage.key).metrics) - before)
+        return max(0, last_step(self.store.run(self.stage.key).metrics) - self.stage.steps_before)
 
     def _share(self, behind: int) -> float:
         """Returns the share that is done of what was left when `behind` steps were done."""
