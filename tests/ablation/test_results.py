@@ -78,6 +78,15 @@ def test_answers_to_other_questions_are_refused(tmp_path):
     assert len(read_finished(store, [first, replace(second, root="/another")])) == 2
 
 
+def test_figures_of_answers_that_are_not_there_are_refused(tmp_path):
+    store, run = made(tmp_path)
+    figures = {"accuracy": {"value": 0.75, "n": 4}, "coverage": {"expected": 4, "answered": 4}}
+    store.run(run.key).results.write_text(json.dumps({"answers": figures, "terms": {"x": {"value": 1}}}))
+    assert len(read_finished(store, [run])) == 1
+    (store.run(run.key).answers("pretrain", "answers") / "answers.jsonl").unlink()
+    assert refused(store, run) == {"ablation/answers-differ"}
+
+
 def test_an_evaluation_with_other_settings_is_refused(tmp_path):
     store, run = made(tmp_path)
     assert refused(store, replace(run, questions={"answers": "changed"})) == {"ablation/other-questions"}

@@ -247,6 +247,7 @@ def test_ids_are_unique_and_controls_have_names(page):
         (lambda run: change_answer(run, 0, prompt_sha="x"), "direct answered another set of questions than plain: 119 of 120"),
         (lambda run: (run / "answers/finetune/answers/answers.json").unlink(), "direct has no answers.json beside its answers"),
         (lambda run: cut_log(run), "The log of direct begins at step 21: its tokens and times are without the steps before."),
+        (lambda run: cut_log(run, 0, 11), "The log of direct (step 11 of 12) ends early: tokens and times are without the steps after."),
         (lambda run: other_version(run), "direct answered another version of the questions than plain"),
         (lambda run: facts(run, data={"captions": 1, "questions": 2}), "direct was trained on another version of captions and questions"),
         (lambda run: facts(run, data={"captions": {"count": 9, "records": "captions 1", "images": "9 files"}}), "trained on other sources than plain: questions"),
@@ -290,9 +291,9 @@ def test_a_table_without_a_row_has_no_heading(own_pair):
     assert "What it cost" not in runs_page(own_pair[1:]).text
 
 
-def cut_log(run):
+def cut_log(run, begin=20, end=None):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(lines[20:]))
+    (run / "metrics.jsonl").write_text("".join(lines[begin:end]))
 
 
 def other_version(run):
