@@ -24,7 +24,6 @@ from lmmkit.errors.weights import (
     NO_LORA,
     OPTION,
     TRAINED_ENCODER,
-    UNSUPPORTED_PART,
     WEIGHTS_ADAPTER,
 )
 from lmmkit.inference.load import find_model_folder, load
@@ -60,7 +59,7 @@ def import_model(
     All weights get one type: the narrowest that changes no value of `source` and `base`.
 
     Args:
-        source: a llava-hf model, an original LLaVA model (complete, only its projector, or low-rank
+        source: a llava-hf or llava-next model, an original LLaVA model (complete, only its projector, or low-rank
             updates, which are merged), an adapter of `peft`, which is merged into `base`, a decoder, or
             an encoder, which becomes a folder for `model.vision.from`.
         folder: the new folder; it must not exist, or be empty.
@@ -98,6 +97,8 @@ def import_model(
         encoder = objective.lmm.vision
         if vision is not None and isinstance(encoder, ViT) and any(n.startswith("vision.") for n in stored):
             _fill_encoder(encoder, stored, source)
+            own = Pretrained(folder=source, parts=("vision",), source=public_source)
+            prepared = replace(prepared, pretrained=(*prepared.pretrained, own))
     ids = _ids(public_source, prepared)
     _warn_of_left_out([source, *([base] if base else [])], prepared)
     return _write(folder, prepared, objective, {"kind": public_source.kind, **ids})
@@ -318,15 +319,11 @@ def adapter_of(
     prepared = prepare_bare(replace(recipe, plugins={}), allow_missing_tokenizer=True)
     objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     model = _exported(source, prepared, build.modules(objective))
-    tiles = isinstance(model.image_fit, AnyRes)
     found = (llava_folders.problems if model.has_vision else llava_folders.learned_tokens)(
-        model, folder, "llava-next" if tiles else "llava-hf"
+        model, folder, "llava-next" if isinstance(model.image_fit, AnyRes) else "llava-hf"
     )
     if stage.vision is not None:
         found.append(TRAINED_ENCODER.at(str(source), got="an encoder that was trained too"))
-    if tiles and stage.connector is not None:  # `peft` saves whole modules, and the row is in none
-        got, supported = "a newline row that was trained, with the connector", "a connector that was frozen"
-        found.append(UNSUPPORTED_PART.at(f"{folder}: peft", got=got, supported=supported))
     raise_all(found)
     connector = {}
     if stage.connector is not None:

@@ -37,7 +37,6 @@ from lmmkit.model.teacher_model import TeacherModel, TeacherRows
 from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM, ModelOutput
 
-PLUGINS = "plugins."  # before the name of an instance, as the source of rows
 NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
 
 
@@ -166,15 +165,14 @@ class Objective(nn.Module):
             pixels_ICXY = batch.teacher_pixels[name]
             if len(pixels_ICXY):
                 features_IND = teacher(pixels_ICXY, encoder.image.grid)
-                found[f"teachers.{name}"] = lmm.image_rows.seen(features_IND, connector).flatten(0, 1)
+                found[f"teachers.{name}"] = lmm.image_rows.row_features(features_IND, connector).flatten(0, 1)
             else:
                 found[f"teachers.{name}"] = pixels_ICXY.new_empty(0, teacher.image.width)
         return found
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        sources = [s.source for s in batch.scatters if s.source.startswith(PLUGINS)]
-        return {source: self.learned_tokens(source.removeprefix(PLUGINS)) for source in sources}
+        return {each.source: self.learned_tokens(each.instance) for each in batch.scatters if each.instance}
 
     def learned_tokens(self, name: str) -> Tensor:
         """Returns the learned tokens of a plugin instance, [n, D]."""

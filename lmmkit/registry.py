@@ -181,7 +181,7 @@ class _Loader:
         return _checked(where, self.plugin(where, use), name)
 
     def observer(self, where: str, use: str) -> str:
-        """Returns the origin of an observer."""
+        """Returns the origin of an observer. Raises `UserError` if it cannot be loaded, or has no observer hook."""
         plugin = self.plugin(where, use)
         if not any(self._implementation(hook, plugin.name) for hook in OBSERVER_HOOKS):
             got, hooks = f"{plugin.origin} without observer hooks", ", ".join(OBSERVER_HOOKS)

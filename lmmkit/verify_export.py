@@ -35,7 +35,7 @@ from lmmkit.weights import model_folder
 from lmmkit.weights.detect import open_pretrained
 from lmmkit.weights.export.llava_folders import GROWING, common_tensors
 from lmmkit.weights.export.peft_adapter import read_back
-from lmmkit.weights.pretrained_folder import CONNECTOR
+from lmmkit.weights.pretrained_folder import CONNECTOR_OF_TILES
 
 OLDEST = 5  # the first version of transformers that opens what lmmkit writes
 NEW_TOKENS = 24  # of an answer, if the context has room
@@ -385,7 +385,8 @@ def _adapter(source: Path, folder: Path) -> list[ExportComparison]:
     """Compares an adapter, as an import reads it, with the updates of the model. Its base is not known here."""
     kept, decoder = adapter_of(source, folder)
     factors, connector, scale = read_back(folder, decoder)
-    own = {f"connector.{theirs}": kept.connector[ours] for ours, theirs in CONNECTOR if kept.connector}
+    public = dict(CONNECTOR_OF_TILES)
+    own = {f"connector.{public[ours]}": tensor for ours, tensor in kept.connector.items()}
     reason = "needs the base: `lmmkit model import --base`"
     return [
         _same_tensors("factors", kept.updates, factors),

@@ -18,6 +18,8 @@ from lmmkit.recipe import Recipe, read_text
 
 torch.set_num_threads(1)
 gc.disable()  # collecting tests only adds objects: 15 s instead of 25
+# a child must not finalise its parent's garbage: an error there formats a traceback, which fails inside `ast.parse`
+os.register_at_fork(after_in_child=gc.freeze)
 typer.testing._get_command = functools.cache(typer.testing._get_command)  # 50 ms for each command that is run
 
 

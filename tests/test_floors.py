@@ -52,6 +52,9 @@ FLOORS: dict[str, str] = {
         progress_display table_layout common chat_lines data_convert data_check data_stats stats_tables token_pieces jobs further_templates
         plugin_templates quickstart_display
     """,
+    "lmmkit.cost_estimate": """
+        staged_model step_memory checkpoint_size stage_cost
+    """,
     "lmmkit.data": """
         image_markers tables image_files fits images micro_batch packing sampler length_grouping rank_shares sources convert text_tokenizers
         layout_writer chat_templates views pipeline step_transfer loader
@@ -73,7 +76,7 @@ FLOORS: dict[str, str] = {
         llava_json tables joined tar_members webdataset_shards records
     """,
     "lmmkit.data.sources.joined": """
-        object_lists official_forms joined_records
+        known_files object_lists coco_images official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
         patterns table_names table_schema parquet_records
@@ -118,7 +121,8 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
+        instances shapes from_model pretrained stage_plan checks teachers compile_plan prepare reference_checks map_sizes
+        notices explain
         dry_run
     """,
     "lmmkit.plan.checks": """
@@ -134,6 +138,9 @@ FLOORS: dict[str, str] = {
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
         error_messages read
+    """,
+    "lmmkit.recipe.rules": """
+        names model_rules data_rules plugin_rules stage_rules evaluate_rules by_key
     """,
     "lmmkit.report": """
         quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page span_text
@@ -161,7 +168,8 @@ FLOORS: dict[str, str] = {
         process_group fsdp
     """,
     "lmmkit.training.monitoring": """
-        anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
+        anomalies determinism empty_terms image_logging metrics_log board null_logger stage_progress out_of_memory
+        unreached_parts
     """,
     "lmmkit.weights": """
         config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder

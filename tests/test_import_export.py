@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import lmmkit
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model, show_model
+from lmmkit.weights import model_folder
 from lmmkit.weights.detect import LLAVA_HF
 from lmmkit.weights.pretrained_folder import _spelt
 from tests.support import hf_model_folders
@@ -164,6 +165,10 @@ def test_the_layer_and_the_encoder_of_an_original_llava(llava, layer, tmp_path, 
     for name, tensor in want.state_dict().items():
         if name in got.state_dict():
             assert torch.equal(got.state_dict()[name], tensor), name
+    behind, there = model_folder.carried_of(tmp_path / "again"), tensors(tmp_path / "original")
+    assert "vision.post_layernorm.bias" in behind
+    for name, tensor in behind.items():
+        assert torch.equal(tensor, there[f"model.vision_tower.vision_tower.vision_model.{name[7:]}"]), name
 
 
 def test_a_projector_alone_joins_a_base(llava, tmp_path):
@@ -230,7 +235,6 @@ def test_inference_plugins_and_unknown_families_are_refused(llava, tmp_path):
     folder, _ = llava
     import_model(folder, tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
-    from lmmkit.weights import model_folder
     from lmmkit.weights.export import llava_folders
     from lmmkit.weights.export.export_model import Exported
 

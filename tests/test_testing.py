@@ -99,8 +99,8 @@ def test_an_image_reducer_is_used_and_its_mistake_reported():
 
     @dataclass(frozen=True, kw_only=True)
     class Fewer(KeepTokens):
-        def reduce(self, seen_INE, connect, module):
-            return super().reduce(seen_INE, connect, module)[:, 1:]
+        def reduce(self, features_INE, connect, module):
+            return super().reduce(features_INE, connect, module)[:, 1:]
 
     (problem,) = dry_run(Fewer(name="fewer"))
     assert problem.code == "plugin/returned" and problem.where.startswith("fewer.reduce, test_testing.py:")

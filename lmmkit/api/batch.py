@@ -19,6 +19,7 @@ from lmmkit.api.needs import HiddenMean, Need, teachers_of
 from lmmkit.attention.forest import Forest
 from lmmkit.attention.schedule import AttentionSpec
 
+PLUGINS = "plugins."  # before the name of an instance, as the source of a scatter
 WEIGHT = "weight/"  # before the name of a sum whose weights are counted in place of its items
 
 
@@ -33,6 +34,11 @@ class EmbedScatter:
     source: str
     row_N: Tensor
     item_N: Tensor
+
+    @property
+    def instance(self) -> str | None:
+        """Returns the plugin instance whose learned tokens it scatters; None for the rows of images."""
+        return self.source.removeprefix(PLUGINS) if self.source.startswith(PLUGINS) else None
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,7 @@ class ImageReducer(Component):
         return None
 
     def reduce(
-        self, seen_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
+        self, features_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
     ) -> Tensor:
         """Returns the rows of each image, [I, rows, D], from the encoder's output.
 

@@ -102,7 +102,10 @@ class Ctx:
         raise ValueError(f"label `{key}` has values of unlike sizes: read it by `ctx.ragged`")
 
     def ragged(self, key: str) -> Ragged:
-        """Returns the labels `key` one after the other, whether or not their first sizes are equal."""
+        """Returns the labels `key` one after the other, whether or not their first sizes are equal.
+
+        Raises `KeyError` if the views do not have this label, and `ValueError` if it is one number for each view.
+        """
         found = self._labels(key)
         if isinstance(found, Ragged):
             return found

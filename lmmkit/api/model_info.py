@@ -7,6 +7,10 @@ The name of a tensor of rank two or more ends in the letters of its dimensions:
     N tokens an image  Q gathered rows                H query heads, G key/value heads
     C colour channels  R rows whose mass is read      K size of a head
     X, Y pixels        L layers                       V vocabulary
+    E width of the encoder
+
+    Attention also has W output rows of a layer, M keys, J chosen keys, and C values of a packed projection; losses have
+    C rows of a chunk of logits, and P pairs of a row and a target.
 
     x_TD is [T, D]; q_THK is [T, H, K]; pixels_ICXY is [I, C, X, Y], image height first.
 """

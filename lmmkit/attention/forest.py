@@ -176,6 +176,8 @@ def grow(groups: Sequence[Sequence[Rows]], *, min_shared: int = 1) -> tuple[Fore
 
 
 class _Grower:
+    """Collects the rows of the forest, depth first, and the path of each sequence of a group (`found`)."""
+
     def __init__(self, min_shared: int):
         self.min_shared = min_shared
         self.n = 0

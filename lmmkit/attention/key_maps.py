@@ -20,12 +20,12 @@ from lmmkit.attention.interface import grouped, moved, ungrouped
 
 class KeyBlock(NamedTuple):
     """Describes the queries `start` to `stop` of a map, those of one view, and its keys, `key_J`, in order. Query
-    i attends to the first `seen_I[i]` of them."""
+    i attends to the first `attended_I[i]` of them."""
 
     start: int
     stop: int
     key_J: np.ndarray
-    seen_I: np.ndarray
+    attended_I: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class KeyMap:
 def padded_keys(blocks: Sequence[KeyBlock]) -> np.ndarray:
     """Returns the keys of each query, -1 where it has none or does not attend to it: [Q, K]."""
     width = max((len(block.key_J) for block in blocks), default=0)
-    found = np.full((sum(len(block.seen_I) for block in blocks), width), -1, np.int64)
-    for start, stop, key_J, seen_I in blocks:
-        found[start:stop, : len(key_J)] = np.where(np.arange(len(key_J)) < seen_I[:, None], key_J, -1)
+    found = np.full((sum(len(block.attended_I) for block in blocks), width), -1, np.int64)
+    for start, stop, key_J, attended_I in blocks:
+        found[start:stop, : len(key_J)] = np.where(np.arange(len(key_J)) < attended_I[:, None], key_J, -1)
     return found
 
 
@@ -65,7 +65,7 @@ class _Placed(NamedTuple):
     queries: slice
     place_R: Tensor
     key_J: Tensor
-    unseen_RJ: Tensor
+    masked_RJ: Tensor
 
 
 class MapGradient(NamedTuple):
@@ -142,7 +142,7 @@ class MapReader:
             q_RHK, k_JHK, lse_RH = (x.index_select(1, self.head_S) for x in (q_RHK, k_JHK, lse_RH))
         with torch.autocast(q_RHK.device.type, enabled=False):
             score_HRJ = torch.einsum("rhk,jhk->hrj", q_RHK, k_JHK) * q_RHK.shape[-1] ** -0.5
-        return (score_HRJ - lse_RH.T[..., None]).exp().masked_fill(block.unseen_RJ, 0)
+        return (score_HRJ - lse_RH.T[..., None]).exp().masked_fill(block.masked_RJ, 0)
 
 
 def map_readers(
@@ -161,9 +161,9 @@ def map_readers(
 def _placed(block: KeyBlock, row_Q: np.ndarray, row_W: np.ndarray | None, device: torch.device) -> _Placed:
     rows = row_Q[block.start : block.stop]
     place_R = rows if row_W is None else np.searchsorted(row_W, rows)
-    unseen_RJ = np.arange(len(block.key_J)) >= block.seen_I[:, None]
+    masked_RJ = np.arange(len(block.key_J)) >= block.attended_I[:, None]
     return _Placed(
-        slice(block.start, block.stop), moved(place_R, device), moved(block.key_J, device), moved(unseen_RJ, device)
+        slice(block.start, block.stop), moved(place_R, device), moved(block.key_J, device), moved(masked_RJ, device)
     )  # fmt: skip
 
 

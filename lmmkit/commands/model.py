@@ -157,7 +157,7 @@ def reference(
         from lmmkit.inference.load import find_model_folder, load
         from lmmkit.inference.record_scores import score_names, scored_records
         from lmmkit.plan.prepare import prepare
-        from lmmkit.training.reference import folder_problems
+        from lmmkit.plan.reference_checks import folder_problems
         from lmmkit.weights.weights_hash import weights_hash
 
     if stage not in read.stages:

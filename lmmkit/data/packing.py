@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import WEIGHT, Batch, EmbedScatter, Patches, Ragged, RowGather
+from lmmkit.api.batch import PLUGINS, WEIGHT, Batch, EmbedScatter, Patches, Ragged, RowGather
 from lmmkit.api.components import RowLoss, Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
@@ -221,7 +221,7 @@ def _origins(
             if span.kind == "text":
                 id_T[rows] = span.ids
                 continue
-            source = f"plugins.{span.owner}"
+            source = f"{PLUGINS}{span.owner}"
             if span.image is not None:
                 ref = (span.image, member.view.sample.image_fit)
                 items_N, inputs, items = image_items(*ref, span.n, spec)

@@ -235,6 +235,12 @@ OFFICIAL_ENTRY = Code(
     "records/official-entry", cause="An entry of a COCO or VQA file has no usable id, or does not fit the other entry "
     "of its record.", expected="{expected}", hint="Correct or remove the entry, or use the files of one version.",
 )
+OFFICIAL_FILE = Code(
+    "records/official-file", cause="A file of a source of kind `coco` or `vqa` is no file of captions, of questions or "
+    "of annotations.", expected="{expected}",
+    hint="Name COCO's file of captions, or VQA's files of questions and annotations. Write other data as records of "
+    "kind `messages` or `llava`.",
+)
 OTHER_FORM = Code(
     "records/other-form", cause="A record has another form than LLaVA's.",
     expected="`conversations`, a list of turns with `from` and `value`",

@@ -134,6 +134,12 @@ INDEX = Code(
     "weights/index", cause="The index of sharded weights does not map tensor names to files.",
     expected="a `weight_map` from tensor names to file names", hint="Download the folder again.",
 )
+FOREIGN_PROMPT = Code(
+    "weights/foreign-prompt", cause="The model was trained on prompts of a form that no chat template has.",
+    expected="a model with the prompts of `vicuna_v1`, or a template that you choose",
+    hint="Choose a template with other prompts for it: `lmmkit model import SRC DST --template {nearest}`. Answers may "
+    "be worse than the model's own.",
+)
 MISSING = Code(
     "weights/missing-tensors", cause="A public model folder lacks tensors that its config requires.",
     expected="all tensors of the config", hint="Download the folder again, or {fix}.",

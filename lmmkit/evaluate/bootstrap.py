@@ -71,7 +71,6 @@ def paired_gain(
     clusters: Sequence[str],
     *,
     draws: int = DRAWS,
-    seed: int = SEED,
 ) -> Figure:
     """Returns a figure under one condition minus the same under another, on the same items, with its interval."""
     split = first.columns.shape[1]
@@ -80,18 +79,15 @@ def paired_gain(
         return first.value(sums[..., :split]) - second.value(sums[..., split:])
 
     columns = np.concatenate([first.columns, second.columns], 1).astype(float)
-    low, high = cluster_bootstrap(columns, clusters, difference, draws=draws, seed=seed)
+    low, high = cluster_bootstrap(columns, clusters, difference, draws=draws)
     return Figure(value=float(difference(columns.sum(0))), low=low, high=high, n=len(columns))
 
 
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[str], *,
-    draws: int = DRAWS, seed: int = SEED,
-) -> Figure:  # fmt: skip
+def paired_difference(first: Sequence[float], second: Sequence[float], clusters: Sequence[str]) -> Figure:
     """Returns the mean of `first` minus `second`, of the same items, with its interval."""
     difference = np.asarray(first, float) - np.asarray(second, float)
     columns = np.stack([difference, np.ones_like(difference)], 1)
-    low, high = cluster_bootstrap(columns, clusters, lambda s: s[..., 0] / s[..., 1], draws=draws, seed=seed)
+    low, high = cluster_bootstrap(columns, clusters, lambda s: s[..., 0] / s[..., 1])
     return Figure(value=float(difference.mean()), low=low, high=high, n=len(difference))
 
 

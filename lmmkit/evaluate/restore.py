@@ -9,23 +9,20 @@ from typing import Any
 from lmmkit import plugin_calls
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.sources.other_samples import SourceSamples
-from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.puzzles_file import Puzzles, puzzle_facts
-from lmmkit.evaluate.questions.questions_task import MAX_NEW_TOKENS, data_problems
+from lmmkit.evaluate.questions.questions_task import MAX_NEW_TOKENS
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Control, Recipe
+from lmmkit.recipe import Control
 
 
 class Restore(EvalTask):
     """Measures the text tasks in the model's stage. Figures: the mean score of each, by its name."""
 
-    def problems(self, recipe: Recipe) -> list[Problem]:
-        """Returns also a problem if there is no source."""
-        return [*super().problems(recipe), *data_problems(self, recipe)]
+    needs_data = True
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,7 @@ from lmmkit.evaluate.questions.questions_task import baseline_of
 from lmmkit.evaluate.task import EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
+from lmmkit.majority import Majority
 from lmmkit.plan.prepare import open_sources
 from lmmkit.progress import counted, moving, working
 from lmmkit.recipe import Control, Recipe
@@ -85,46 +87,45 @@ def evaluate(
     raise_all(problem for task in tasks.values() for problem in task.input_problems())
     compared = any(task.needs_baseline for task in tasks.values())
     training = sorted(list(recipe.stages.values())[-1].data) if compared else []
+
+    @cache
+    def opened(folder: Path) -> tuple[ChatModel, dict[str, Any]]:
+        model = load(folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root)
+        return model, model_facts(folder)
+
     asked = {task.section.data for task in tasks.values() if task.section.data is not None}
     results: dict[str, TaskResult] = {}
     with working("evaluation", len(tasks)) as move:
         sources = open_sources(recipe, sorted({*training, *asked}))
-        if compared:
-            notify(
-                f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
-            )
-        baseline = baseline_of(
-            sample
-            for name in training
-            for sample in counted(f"{name}: training answers", sources[name], unit="records")
-        )
-        chat_models: dict[Path, ChatModel] = {}
-        models: dict[Path, dict[str, Any]] = {}
+        baseline = _baseline({name: sources[name] for name in training}, notify)
         for done, (name, task) in enumerate(tasks.items()):
             folder = find_model_folder(run.path, stage or task.section.stage)
-            if folder not in chat_models:
-                chat_models[folder] = load(
-                    folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
-                )
-                models[folder] = model_facts(folder)
+            chat_model, model = opened(folder)
             began = time.perf_counter()
             samples: Sequence[Sample] = ()
             if (source := task.section.data) is not None:
-                samples = readable(sources[source], task.section.samples, chat_models[folder].reader, notify)
+                samples = readable(sources[source], task.section.samples, chat_model.reader, notify)
                 notify(f"{name}: {len(samples)} samples of {source}")
-            keep = Keep(
-                folder=out / name if out is not None else run.answers(folder.name, name), model=models[folder],
-                ranks=ranks, alone=alone,
-            )  # fmt: skip
+            answers = out / name if out is not None else run.answers(folder.name, name)
+            keep = Keep(folder=answers, model=model, ranks=ranks, alone=alone)
             with moving(move, done, done + 1):
-                figures = task.run(
-                    chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep
-                )
+                figures = task.run(chat_model, samples, controls=controls, baseline=baseline, keep=keep)
             results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0 and (stage is None or out is not None):
         add_results(results, run.results if out is None else out / "results.json")
     return results
+
+
+def _baseline(training: Mapping[str, Records], notify: Callable[[str], None]) -> Majority:
+    """Returns the majority baseline of the answers of training sources; without any it knows no answer."""
+    if training:
+        notify(f"majority baseline: reading {sum(map(len, training.values())):,} training records")
+    return baseline_of(
+        sample
+        for name, records in training.items()
+        for sample in counted(f"{name}: training answers", records, unit="records")
+    )
 
 
 def add_results(results: Mapping[str, TaskResult], path: Path) -> None:

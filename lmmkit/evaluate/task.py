@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmmkit.errors import Problem, did_you_mean
-from lmmkit.errors.plan import NO_STAGE
+from lmmkit.errors.plan import NO_DATA, NO_STAGE
 from lmmkit.recipe import Control, Recipe, Task
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def percent(share: float | None) -> str:
 class EvalTask(ABC):
     """Holds one task of a recipe's `evaluate` section. Each kind of task is a subclass, listed in `kinds.py`."""
 
+    needs_data: ClassVar[bool] = False  # whether `run` needs the samples of a source
     needs_baseline: ClassVar[bool] = False  # whether `run` uses the majority baseline
 
     name: str
@@ -64,7 +65,10 @@ class EvalTask(ABC):
 
     def problems(self, recipe: Recipe) -> list[Problem]:
         """Returns the problems of this task that can be found before a model is loaded."""
-        return stage_problems(self.name, self.section, recipe)
+        found = stage_problems(self.name, self.section, recipe)
+        if self.needs_data and self.section.data is None:
+            found.append(NO_DATA.at(recipe.where(f"evaluate.tasks.{self.name}"), got="no `data`"))
+        return found
 
     def input_problems(self) -> list[Problem]:
         """Returns what is wrong with the files that the task reads itself. May read all of them, without images."""

@@ -18,10 +18,8 @@ from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
-from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.puzzles_file import Puzzles, puzzle_facts
-from lmmkit.evaluate.questions.questions_task import data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
@@ -29,7 +27,7 @@ from lmmkit.model.step_terms import GatherRows, all_items, items_of
 from lmmkit.objective import Outcome, divisors, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted, working
-from lmmkit.recipe import Control, Recipe
+from lmmkit.recipe import Control
 
 Sums = list[dict[str, Any]]
 """Four mappings: sum and items by term, and total and chance total by "term/metric"."""
@@ -42,9 +40,7 @@ def _alone(rows: Tensor | None) -> tuple[Tensor | None, int]:
 class Terms(EvalTask):
     """Measures the terms of the model's stage. Figures: "TERM" and "TERM/METRIC", averages over all items."""
 
-    def problems(self, recipe: Recipe) -> list[Problem]:
-        """Returns also a problem if there is no source."""
-        return [*super().problems(recipe), *data_problems(self, recipe)]
+    needs_data = True
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,

@@ -72,6 +72,9 @@ def generate(
         choose: chooses a token for each leaf from logits [Q, V].
         on_token: called with the tokens of each step, for streaming.
         feeds: for each leaf, what follows the tokens that the model writes; not given = nothing.
+
+    Raises:
+        ValueError: `max_new_tokens` below 1.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")

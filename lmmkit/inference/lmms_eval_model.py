@@ -40,7 +40,7 @@ class LmmkitModel(lmms):
         self.chat_model = load(pretrained, dtype=getattr(torch, dtype), device=device, template=template)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Returns the answers in the order of the requests."""
+        """Returns the answers in the order of the requests. Raises `ValueError` for one that asks for sampling."""
         chat = self.chat_model.prepared.recipe.model.chat
         with TemporaryDirectory(prefix="lmmkit-") as folder:
             groups: dict[tuple, list[int]] = {}

@@ -52,7 +52,10 @@ def load(
 
 
 def find_model_folder(path: Path, stage: str | None = None) -> Path:
-    """Returns RUN/model/<`stage`, or the last finished stage> for a RUN; returns a model folder unchanged."""
+    """Returns RUN/model/<`stage`, or the last finished stage> for a RUN; returns a model folder unchanged.
+
+    Raises `UserError` if the path is neither, or if the stage, or every stage, has no model yet.
+    """
     if (path / "config.json").is_file():
         return path
     run = RunFolder.open(path)

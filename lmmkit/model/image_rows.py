@@ -21,13 +21,13 @@ NO_ROWS: Mapping[str, Tensor] = MappingProxyType({})
 class ImageRows:
     """Gives each image the rows of the connector. It is no module: it has nothing that is trained or saved."""
 
-    def project(self, seen_IND: Tensor, connector: Callable[[Tensor], Tensor]) -> Tensor:
+    def project(self, features_IND: Tensor, connector: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns the rows of all images, [I, rows, decoder width], from the encoder's output."""
-        return connector(seen_IND)
+        return connector(features_IND)
 
-    def seen(self, seen_IND: Tensor, connector: Connector) -> Tensor:
-        """Returns what the encoder gives for the part of the image that each row is made of: [I, rows, width]."""
-        return connector.seen_by_rows(seen_IND)
+    def row_features(self, features_IND: Tensor, connector: Connector) -> Tensor:
+        """Returns the encoder's features behind each row, [I, rows, vision width]; see `Connector.row_features`."""
+        return connector.row_features(features_IND)
 
     def learned(self, connector: nn.Module) -> Mapping[str, Tensor]:
         """Returns the learned rows of images, [n, decoder width], by scatter source."""
@@ -65,13 +65,13 @@ class ReducedRows(ImageRows):
         with torch.device("cpu"):
             self.patch_KM = plugin_calls.patches(reducer, dims)
 
-    def project(self, seen_IND: Tensor, connector: Callable[[Tensor], Tensor]) -> Tensor:
-        return plugin_calls.reduce(self.reducer, seen_IND, connector, self.module, self.shape)
+    def project(self, features_IND: Tensor, connector: Callable[[Tensor], Tensor]) -> Tensor:
+        return plugin_calls.reduce(self.reducer, features_IND, connector, self.module, self.shape)
 
-    def seen(self, seen_IND: Tensor, connector: Connector) -> Tensor:
+    def row_features(self, features_IND: Tensor, connector: Connector) -> Tensor:
         assert self.patch_KM is not None, "the plan refuses a need for features of rows without fixed patches"
-        patch_KM = self.patch_KM.to(seen_IND.device, non_blocking=True)
-        return seen_IND[:, patch_KM.flatten()].unflatten(1, patch_KM.shape).mean(2)
+        patch_KM = self.patch_KM.to(features_IND.device, non_blocking=True)
+        return features_IND[:, patch_KM.flatten()].unflatten(1, patch_KM.shape).mean(2)
 
     def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
         if self.patch_KM is None:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from lmmkit import plugin_calls
 from lmmkit.progress import weighed
 
-PLUGINS = "plugins."
+PLUGINS = "plugins."  # before the name of a plugin's module in the objective
 
 
 class NoDraws(TorchFunctionMode):

@@ -38,8 +38,11 @@ class Reference(nn.Module):
         encoded = None if lmm.vision in self.own.values() or encoded is None else encoded.detach()
         weight_VD = lmm.decoder.head.weight
         width = weight_VD.shape[1]
-        names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source.startswith("plugins.")]
-        rows = {f"plugins.{name}": plugin_calls.tokens(name, tokens[name], width) for name in names}
+        rows = {
+            each.source: plugin_calls.tokens(each.instance, tokens[each.instance], width)
+            for each in batch.scatters
+            if each.instance
+        }
         with lora.updates_off(lmm.decoder):
             out = lmm(batch.reading(()), rows, encoded)
         logp_P, _ = log_probs(out.at(head.row_R), weight_VD, head.place_P, head.target_P)

@@ -85,7 +85,7 @@ class LMM(nn.Module):
             return self.decoder.norm.weight.new_empty(0, width)
         if stage != "encoder":
             return projected_IND.flatten(0, 1)
-        return self.image_rows.seen(encoded_IND, cast(Connector, self.connector)).flatten(0, 1)
+        return self.image_rows.row_features(encoded_IND, cast(Connector, self.connector)).flatten(0, 1)
 
     def attention_fns(
         self, spec: AttentionSpec, last: AttentionSpec, device: torch.device

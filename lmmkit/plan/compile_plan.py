@@ -21,7 +21,7 @@ from lmmkit.plan.checks import token_checks
 from lmmkit.plan.instances import Instances, reducer_of, weighers_of
 from lmmkit.plan.stage_plan import START, StagePlan
 from lmmkit.plan.teachers import NO_TEACHERS, TeacherFolder, teacher_problems
-from lmmkit.recipe import Recipe, Weight
+from lmmkit.recipe import Recipe, Stage, Weight
 from lmmkit.weights.weights_hash import weights_hash
 
 
@@ -68,53 +68,62 @@ def chat_plan(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
 def _compile(
     recipe: Recipe, instances: Instances, stage: str, teachers: Mapping[str, TeacherFolder]
 ) -> StagePlan:
-    weights = recipe.stages[stage].losses
-    kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}
+    section = recipe.stages[stage]
+    kept = {name: w for name, w in section.losses.items() if not w.constant_zero or w.watch}
     names = sorted(name for name in kept if name != "next_token")
     terms = tuple(instances.terms[name] for name in names)
     weighers = weighers_of(instances, kept.get("next_token"))
     needs = tuple(
         dict.fromkeys(need for reader in (*terms, *weighers) for need in plugin_calls.needs(reader))
     )
-    strategies, extra_views, off = [], [], {}
-    reducer = reducer_of(recipe, instances)
-    for name, component in instances.components.items():
-        if isinstance(component, TokenStrategy):
-            if name in recipe.stages[stage].tokens:
-                strategies.append((component, None))
-            elif views := _readers(component, needs):
-                strategies.append((component, views if token_checks.only_at_end(component) else None))
-            elif component.unread:
-                off[name] = "not in `tokens` of this stage"
-            else:
-                off[name] = "no active term reads its tokens"
-        elif isinstance(component, ExtraView):
-            if any(selector(need).view == name for need in needs):
-                extra_views.append(component)
-            else:
-                off[name] = "no active term reads its views"
-        elif isinstance(component, ImageReducer):
-            if component is not reducer:
-                off[name] = "`model.connector.reduce` does not name it"
-        elif isinstance(component, TokenWeight):
-            if component not in weighers:
-                off[name] = "`by` of next_token does not name it, or next_token has weight 0"
-        elif name not in weights:
-            off[name] = "no weight in this stage"
-        elif name not in kept:
-            off[name] = "weight 0"
+    strategies, reducer = _strategies(instances, section, needs), reducer_of(recipe, instances)
+    views = {selector(need).view for need in needs}
+    extra_views = tuple(
+        component
+        for name, component in instances.components.items()
+        if isinstance(component, ExtraView) and name in views
+    )
+    read = (*terms, *weighers, *extra_views, *(() if reducer is None else (reducer,)))
+    active = {component.name for component in (*read, *(strategy for strategy, _ in strategies))}
+    off = {n: _why_off(c, section) for n, c in instances.components.items() if n not in active}
     if "next_token" not in kept:
         kept["next_token"] = Weight(weight=0.0, watch=True)
-    reference = recipe.stages[stage].reference or "" if any(map(reads_reference, needs)) else ""
+    reference = section.reference or "" if any(map(reads_reference, needs)) else ""
     further = _reference_line(recipe, reference) + _per_line(kept["next_token"])
     read_teachers = dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs)))
     further += [f"teacher {name} {teachers[name].identity()}" for name in read_teachers if name in teachers]
-    read = (*terms, *weighers, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
-        stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
+        stage=stage, weights=kept, terms=terms, strategies=strategies, needs=needs, off=off,
         digest=_digest(instances, kept, read, strategies, further), weighers=weighers,
-        extra_views=tuple(extra_views), reducer=reducer, reference=reference,
+        extra_views=extra_views, reducer=reducer, reference=reference,
     )  # fmt: skip
+
+
+def _strategies(
+    instances: Instances, section: Stage, needs: tuple[Need, ...]
+) -> tuple[tuple[TokenStrategy, frozenset[str] | None], ...]:
+    """Returns the token strategies of a stage, each with the views that it inserts into (None: all)."""
+    found: list[tuple[TokenStrategy, frozenset[str] | None]] = []
+    for name, strategy in instances.strategies.items():
+        if name in section.tokens:
+            found.append((strategy, None))
+        elif views := _readers(strategy, needs):
+            found.append((strategy, views if token_checks.only_at_end(strategy) else None))
+    return tuple(found)
+
+
+def _why_off(component: Component, section: Stage) -> str:
+    """Returns why a stage leaves out a component."""
+    match component:
+        case TokenStrategy():
+            return "not in `tokens` of this stage" if component.unread else "no active term reads its tokens"
+        case ExtraView():
+            return "no active term reads its views"
+        case ImageReducer():
+            return "`model.connector.reduce` does not name it"
+        case TokenWeight():
+            return "`by` of next_token does not name it, or next_token has weight 0"
+    return "weight 0" if component.name in section.losses else "no weight in this stage"
 
 
 def _reference_line(recipe: Recipe, reference: str) -> list[str]:

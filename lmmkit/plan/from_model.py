@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from lmmkit.data.chat_templates import default_template
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import NO_TEXT, NO_VISION
-from lmmkit.errors.weights import MODEL_CONFIG, WEIGHTS_ADAPTER
+from lmmkit.errors.weights import FOREIGN_PROMPT, MODEL_CONFIG, WEIGHTS_ADAPTER
+from lmmkit.plan import shapes
 from lmmkit.recipe import (
     Chat,
     ConnectorConfig,
@@ -21,9 +22,12 @@ from lmmkit.recipe import (
     TextFrom,
     Tokenizer,
     VisionFrom,
+    VisionScratch,
+    VisionTimm,
     around,
     model_from_mapping,
     read_recipe,
+    vision_from_mapping,
 )
 from lmmkit.recipe.model import Fit
 from lmmkit.weights import model_folder
@@ -31,6 +35,14 @@ from lmmkit.weights.detect import open_pretrained
 from lmmkit.weights.pretrained_folder import PretrainedFolder
 
 IMPORTED_STAGE = "imported"  # the stage name of a model that lmmkit did not train
+
+
+class _Encoder(NamedTuple):
+    """Describes an encoder in a folder: the section that names it, its `image_fit`, and its shape."""
+
+    origin: VisionFrom
+    image_fit: Fit
+    section: VisionScratch | VisionTimm
 
 
 def recipe_of(
@@ -45,7 +57,8 @@ def recipe_of(
         base: a folder with the decoder, if `folder` lacks it.
 
     Raises:
-        UserError: if there is no decoder, or a connector without an encoder.
+        UserError: if there is no decoder, or a connector without an encoder, or without `template` a model whose
+            prompts have another form.
     """
     source = open_pretrained(folder)
     at = str(folder.resolve())
@@ -55,13 +68,15 @@ def recipe_of(
     encoder = _encoder_in(vision, source.layer) if vision else _encoder_of(source)
     if source.connector and encoder is None:
         raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
-    image_fit: Fit = source.tiles or ("pad" if source.pads or encoder is None else encoder[1])
+    image_fit: Fit = "pad" if source.pads or encoder is None else encoder.image_fit
+    if source.tiles and encoder:
+        image_fit = source.tiles(shapes.image_of(encoder.section, encoder.origin.from_).size)
     model = Model(
-        vision=encoder[0] if source.connector and encoder else None,
+        vision=encoder.origin if source.connector and encoder else None,
         connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
         text=TextFrom(from_=decoder, context=source.text.section.context),
         tokenizer=Tokenizer(from_=decoder),
-        chat=Chat(template=cast(Any, template or _template(Path(decoder))), image_fit=image_fit),
+        chat=Chat(template=cast(Any, template or _template_of(source, Path(decoder))), image_fit=image_fit),
     )
     return around(model, IMPORTED_STAGE), source
 
@@ -97,8 +112,8 @@ def no_text(folder: Path, kind: str) -> UserError:
     return UserError(NO_TEXT.at(str(folder), got=f"{kind}: an encoder alone"))
 
 
-def _encoder_in(folder: Path, layer: int | None) -> tuple[VisionFrom, Fit] | None:
-    """Returns a recipe section for the encoder in a folder, and its `image_fit`; None without an encoder.
+def _encoder_in(folder: Path, layer: int | None) -> _Encoder | None:
+    """Returns the encoder in a folder; None without one.
 
     `layer`: the vision state to read, if it is not the folder's.
     """
@@ -109,14 +124,29 @@ def _encoder_in(folder: Path, layer: int | None) -> tuple[VisionFrom, Fit] | Non
         return None
     alone = model_folder.is_encoder(config)
     fit = config["image_fit"] if alone else model_from_mapping(config["model"]).chat.image_fit
-    return VisionFrom(from_=str(folder.resolve()), feature_layer=layer), fit
+    origin = VisionFrom(from_=str(folder.resolve()), feature_layer=layer)
+    return _Encoder(origin, fit, vision_from_mapping(config["model"]["vision"]))
 
 
-def _encoder_of(source: PretrainedFolder) -> tuple[VisionFrom, Fit] | None:
+def _encoder_of(source: PretrainedFolder) -> _Encoder | None:
     if source.vision is None:
         return None
-    name, layer = str(source.folder.resolve()), source.vision.section.feature_layer
-    return VisionFrom(from_=name, feature_layer=layer), source.vision.image_fit
+    found, name = source.vision, str(source.folder.resolve())
+    origin = VisionFrom(from_=name, feature_layer=found.section.feature_layer)
+    return _Encoder(origin, found.image_fit, found.section)
+
+
+def _template_of(source: PretrainedFolder, folder: Path) -> str:
+    """Returns the template for a model whose tokenizer is in `folder`. Raises `UserError` for an original LLaVA whose
+    prompts no template writes."""
+    found, got = _template(folder), None
+    if source.kind == "llava" and source.text and source.text.family == "mistral":
+        got = "an original LLaVA on Mistral, with prompts as `mistral_instruct`"
+    elif source.kind == "llava" and source.tiles and found != "vicuna_v1":
+        got = f"an original LLaVA-1.6 with tokens of `{found}` in prompts of another form, as `chatml_direct`"
+    if got:
+        raise UserError(FOREIGN_PROMPT.at(str(source.folder), got=got, nearest=found))
+    return found
 
 
 def _template(folder: Path) -> str:

@@ -38,9 +38,9 @@ def _unreached(prepared: Prepared, name: str) -> Iterator[str]:
     """Yields a notice for each trainable part that no record of the stage reaches."""
     stage = prepared.recipe.stages[name]
     trained = stage.train.parts()
-    seen = any(has_images(prepared.sources[source]) for source in stage.data)
+    has_image = any(has_images(prepared.sources[source]) for source in stage.data)
     for part in ("vision", "connector"):
-        if part in trained and not seen:
+        if part in trained and not has_image:
             yield f"stages.{name}.train: {part} is trainable, but no record of this stage has an image"
 
 
@@ -98,9 +98,9 @@ def _chat_notices(prepared: Prepared) -> Iterator[str]:
     after = f"the sources of the last stage ({name})"
     if not alike:
         yield f"model.chat.template: {chat.template}, but {after} have {_each(sources, 'template')}"
-    seeing = {name: records for name, records in (alike or sources).items() if has_images(records)}
-    if seeing and all(records.image_fit != chat.image_fit for records in seeing.values()):
-        yield f"model.chat.image_fit: {chat.image_fit}, but {after} have {_each(seeing, 'image_fit')}"
+    with_images = {name: records for name, records in (alike or sources).items() if has_images(records)}
+    if with_images and all(records.image_fit != chat.image_fit for records in with_images.values()):
+        yield f"model.chat.image_fit: {chat.image_fit}, but {after} have {_each(with_images, 'image_fit')}"
     own = sum(records.systems for records in sources.values())
     if chat.system is not None and not own:
         yield f"model.chat.system: no record of {after} has a system prompt"

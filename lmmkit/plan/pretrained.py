@@ -111,7 +111,7 @@ def resolve_pretrained(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe
     pretrained = []
     for folder, parts in wanted.items():
         try:
-            origin, model = _resolved(recipe, model, folder, tuple(parts), pickled)
+            origin, model = _resolved(recipe, model, folder, tuple(parts), pickled=pickled)
             pretrained.append(origin)
         except UserError as error:
             problems += error.problems
@@ -123,7 +123,7 @@ def resolve_pretrained(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe
 
 
 def resolve_encoder(
-    recipe: Recipe, key: str, asked: VisionFrom, *, pickled: bool = False
+    recipe: Recipe, key: str, asked: VisionFrom
 ) -> tuple[Pretrained, VisionScratch | VisionTimm]:
     """Returns an encoder's folder and shape. `key`: the section of the recipe that asks for it, where problems are
     reported.
@@ -132,7 +132,7 @@ def resolve_encoder(
     """
     places = MovedPlaces(recipe.places.at, old="model.vision", new=key)
     alone = replace(recipe, places=places, model=replace(recipe.model, vision=asked))
-    origin, model = _resolved(alone, alone.model, recipe.path(asked.from_), ("vision",), pickled)
+    origin, model = _resolved(alone, alone.model, recipe.path(asked.from_), ("vision",), pickled=False)
     assert isinstance(model.vision, VisionScratch | VisionTimm), "it has a shape now"
     return origin, model.vision
 
@@ -145,7 +145,7 @@ def _timm_file(recipe: Recipe, model: Model, vision: VisionTimm, pickled: bool) 
 
 
 def _resolved(
-    recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...], pickled: bool
+    recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...], *, pickled: bool
 ) -> tuple[Pretrained, Model]:
     if model_folder.is_ours(folder):
         config = model_folder.config_of(folder)

@@ -1,7 +1,8 @@
 """The calls of lmmkit into components: each method with the guard, and with a check of what it returns.
 
 Everything that calls a component calls it here, so a fault of a plugin names instance, method, file and line
-in a check, in training, in data workers and in evaluation. The calls are in a file for each kind of component
+in a check, in training, in data workers and in evaluation. Each call raises `UserError` for an exception of the
+plugin and for a result of a wrong form. The calls are in a file for each kind of component
 (`term_calls`, `view_calls`, ...); `guard` reports exceptions, `forms`, `devices` and `source` find other faults.
 """
 

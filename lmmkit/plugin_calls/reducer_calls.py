@@ -42,15 +42,15 @@ def patches(reducer: ImageReducer, dims: Dims) -> Tensor | None:
 
 def reduce(
     reducer: ImageReducer,
-    seen_INE: Tensor,
+    features_INE: Tensor,
     connect: Callable[[Tensor], Tensor],
     module: nn.Module | None,
     shape: tuple[int, int],
 ) -> Tensor:
     """Returns the rows of all images, [I, rows, D]; `shape` is (rows, D)."""
     with calling(reducer.name, "reduce", reducer):
-        found = reducer.reduce(seen_INE, connect, module)
-    if not isinstance(found, Tensor) or found.shape != (len(seen_INE), *shape):
+        found = reducer.reduce(features_INE, connect, module)
+    if not isinstance(found, Tensor) or found.shape != (len(features_INE), *shape):
         raise returned(
             reducer.name, "reduce", reducer, shown(found), f"rows [images, {shape[0]}, {shape[1]}]"
         )

@@ -2,7 +2,7 @@
 
 `schema` (with `model`, `stage`, `field_types`) defines the keys. `read` turns a file, a text or a mapping
 into a checked `Recipe`, `write` turns it back, `diff` compares two. Helpers: `yaml_tree` (YAML with line
-numbers), `error_messages` (texts of problems) and `rules` (rules between keys).
+numbers), `error_messages` (texts of problems) and `rules/` (rules between keys, by section).
 """
 
 from lmmkit.recipe.diff import ABSENT, CUT, Difference, diff, is_cut, section_class

@@ -15,7 +15,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.recipe import EMPTY, FILE, NULL, SET, UNKNOWN_KEY, WRONG_TYPE
-from lmmkit.recipe import rules
 from lmmkit.recipe.error_messages import (
     NO_TYPE,
     child,
@@ -27,6 +26,8 @@ from lmmkit.recipe.error_messages import (
     unknown_key,
 )
 from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
+from lmmkit.recipe.rules.by_key import RULES
+from lmmkit.recipe.rules.names import Names
 from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.shipped import shipped
 from lmmkit.recipe.source_positions import Places
@@ -54,7 +55,7 @@ def read_text(
     overrides: Sequence[str] = (),
     root: Path | None = None,
 ) -> Recipe:
-    """Reads a recipe from YAML text, like `read_recipe`. `name` is the file name in problems."""
+    """Reads a recipe from YAML text, like `read_recipe`. `name` is the file name in problems. Raises `UserError`."""
     tree = parse(text, name)
     if tree.broken:
         raise UserError(tree.problems)
@@ -236,8 +237,8 @@ def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Problem]:
             at = at.get(parent) if isinstance(at, dict) else None
         if isinstance(at, dict):
             at.pop(last, None)
-    names = rules.Names.of(raw)
-    for pattern, check in rules.RULES.items():
+    names = Names.of(raw)
+    for pattern, check in RULES.items():
         for key, part, hint in _parts(raw, Recipe, pattern.split("."), ""):
             try:
                 value = _adapter(hint).validate_python(part)

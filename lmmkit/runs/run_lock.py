@@ -17,12 +17,12 @@ from lmmkit.runs.run_folder import RunFolder
 
 # Lock handles of this process. A lock lasts as long as any copy of its handle. So a forked data worker
 # closes its copies; else an orphaned worker would keep the folder of a killed run locked.
-_held: set[int] = set()
+_locks: set[int] = set()
 
 
 def _drop_inherited() -> None:
-    while _held:
-        os.close(_held.pop())
+    while _locks:
+        os.close(_locks.pop())
 
 
 os.register_at_fork(after_in_child=_drop_inherited)
@@ -48,7 +48,7 @@ def lock(run: RunFolder) -> Iterator[None]:
     except OSError as error:
         os.close(handle)
         raise MachineError(unwritable(run.lock, error)) from error
-    _held.add(handle)
+    _locks.add(handle)
     try:
         owner = {
             "pid": os.getpid(),
@@ -61,8 +61,8 @@ def lock(run: RunFolder) -> Iterator[None]:
     finally:
         # The file remains: if it were removed, two later owners could lock two different files. In a
         # forked child the handle is already closed, and its number may belong to another file.
-        if handle in _held:
-            _held.remove(handle)
+        if handle in _locks:
+            _locks.remove(handle)
             os.close(handle)
 
 

@@ -13,11 +13,11 @@ from lmmkit.evaluate.kinds import task_problems
 from lmmkit.optimizers import check_optimizers
 from lmmkit.plan.map_sizes import map_problems
 from lmmkit.plan.prepare import Prepared, prepare
+from lmmkit.plan.reference_checks import reference_problems, teacher_model_problems
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.fsdp import check_world
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 from lmmkit.training.main_guard import check_main_guard
-from lmmkit.training.reference import reference_problems, teacher_model_problems
 from lmmkit.training.validation import validate_problems
 
 

@@ -14,7 +14,9 @@ from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import to_mapping
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.distributed.process_group import Ranks
-from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, NullLogger
+from lmmkit.training.monitoring.board import Board
+from lmmkit.training.monitoring.metrics_log import MetricsLog
+from lmmkit.training.monitoring.null_logger import NullLogger
 from lmmkit.training.signals import Interrupted, Stop
 
 

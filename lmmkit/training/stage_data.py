@@ -65,7 +65,7 @@ class StageData:
         log = BadRecordLog(
             path=path, stage=at.stage, before=at.step - at.stage_step, writes=self.ranks.first,
             policies={name: records.bad_records for name, records in sources.items()},
-            seen={name: self.pipeline.samples * w / sum(weights.values()) for name, w in weights.items()},
+            per_step={name: self.pipeline.samples * w / sum(weights.values()) for name, w in weights.items()},
         )  # fmt: skip
         log.open(at.step, {name: records.known_bad for name, records in sources.items()})
         return log

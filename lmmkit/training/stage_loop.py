@@ -28,8 +28,10 @@ from lmmkit.training.monitoring.anomalies import SpikeDetector
 from lmmkit.training.monitoring.determinism import naming_kernel
 from lmmkit.training.monitoring.empty_terms import EmptyTermCheck
 from lmmkit.training.monitoring.image_logging import stage_images
-from lmmkit.training.monitoring.metrics_log import MetricsLog, NullLogger, StageProgress
+from lmmkit.training.monitoring.metrics_log import MetricsLog
+from lmmkit.training.monitoring.null_logger import NullLogger
 from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
+from lmmkit.training.monitoring.stage_progress import StageProgress
 from lmmkit.training.monitoring.unreached_parts import UnreachedParts
 from lmmkit.training.run_context import RunContext
 from lmmkit.training.signals import Interrupted, ignore_in_worker, until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lmmkit.errors import UserError
@@ -24,6 +25,7 @@ LLAVA_HF: Spelling = (
 NEXT_SIZES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # of a config that names none
 LLAVA_NEXT: Spelling = ((r"(?:model\.)?image_newline$", "connector.newline"), *LLAVA_HF)
 LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
+    (r"(?:base_model\.model\.)?model\.image_newline$", "connector.newline"),
     (r"base_model\.model\.model\.mm_projector\.0\.", "connector.linear_1."),
     (r"base_model\.model\.model\.mm_projector\.2\.", "connector.linear_2."),
     (r"base_model\.model\.model\.", "text.model."),
@@ -33,7 +35,9 @@ LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
     (r"model\.", "text.model."),
     (r"lm_head\.", "text.lm_head."),
 )
+DECODER_OF_LLAVA = {"llava_llama": "llama", "llava_mistral": "mistral"}  # by the model_type of original LLaVA
 PEFT: Spelling = (  # as `peft` names the parts of a LLaVA or of a decoder, on transformers 4 and 5
+    (r"base_model\.model\.(?:model\.)?image_newline$", "connector.newline"),
     (r"base_model\.model\.(?:model\.)?multi_modal_projector\.", "connector."),
     (r"base_model\.model\.(?:language_model\.)?lm_head\.", "text.lm_head."),
     (
@@ -79,7 +83,7 @@ def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
     known = {
         "llava": _llava_hf,
         "llava_next": _llava_next,
-        "llava_llama": _llava,
+        **dict.fromkeys(DECODER_OF_LLAVA, _llava),
         "clip": _two_towers,
         "siglip": _two_towers,
     }
@@ -124,10 +128,18 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
 def _llava_next(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:
     config.only(use_image_newline_parameter=True)
     found = _llava_hf(folder, config, feature_layer)
-    assert found.vision is not None, "a llava-hf folder has an encoder"
-    side = found.vision.section.image_size
-    assert side is not None, "and its encoder has a size"
-    sizes = config.values.get("image_grid_pinpoints", NEXT_SIZES)
+    return replace(
+        found, kind="llava-next", spelling=LLAVA_NEXT, tiles=partial(_tiles, config, "[height, width]")
+    )
+
+
+def _tiles(config: Config, order: str, side: int) -> AnyResFit:
+    """Returns the grids of tiles of `side` pixels that a config names by their sizes. `order`: of the two sides."""
+    key = "image_grid_pinpoints"
+    sizes = config.values.get(key, NEXT_SIZES if order == "[height, width]" else None)
+    values = f"a list of {order}, multiples of {side} up to {64 * side}"
+    if isinstance(sizes, str):
+        raise config.lacking(key, sizes, values)
     good = isinstance(sizes, list) and all(
         isinstance(size, list)
         and len(size) == 2
@@ -135,12 +147,11 @@ def _llava_next(folder: Path, config: Config, feature_layer: int | None) -> Pret
         for size in sizes
     )
     if not sizes or not good:
-        values = f"a list of [height, width], multiples of {side} up to {64 * side}"
-        raise config.problem("image_grid_pinpoints", sizes, values)
-    # The first of equal ones counts.
-    grids = dict.fromkeys((height // side, width // side) for height, width in sizes)
-    tiles = AnyResFit(kind="anyres", grids=tuple(grids))
-    return replace(found, kind="llava-next", spelling=LLAVA_NEXT, tiles=tiles)
+        raise config.problem(key, sizes, values)
+    grids = [(a // side, b // side) for a, b in sizes]
+    if order == "[width, height]":
+        grids = [(lines, columns) for columns, lines in grids]
+    return AnyResFit(kind="anyres", grids=tuple(dict.fromkeys(grids)))  # the first of equal ones counts
 
 
 def _with_defaults(section: Config) -> Config:
@@ -163,20 +174,28 @@ def _with_defaults(section: Config) -> Config:
 def _llava(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:
     config.only(
         mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False,
-        mm_patch_merge_type="flat", s2=False,
+        mm_resampler_type=None, s2=False,
     )  # fmt: skip
+    aspect = config.one_of(
+        "image_aspect_ratio", {"pad": "pad", "square": "square", "anyres": "anyres"}, "pad"
+    )
+    tiled = aspect == "anyres"
+    merge, fitting = config.text("mm_patch_merge_type", "flat"), "spatial_unpad" if tiled else "flat"
+    if merge != fitting:
+        values = f"{fitting!r} with `image_aspect_ratio` {aspect!r}"
+        raise config.lacking("mm_patch_merge_type", merge, values)
     layer = config.integer("mm_vision_select_layer", -2)
     vision, section = None, config.section("vision_config")
     if section.values:  # in lmmkit's exports
         vision = read_encoder(
             section, folder, feature_layer=layer if feature_layer is None else feature_layer
         )
-    text = read_decoder(Config({**config.values, "model_type": "llama"}, config.where))
-    aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
+    family = DECODER_OF_LLAVA.get(config.text("model_type"), "llama")
+    text = read_decoder(Config({**config.values, "model_type": family}, config.where))
     return PretrainedFolder(
         folder=folder, kind="llava", spelling=LLAVA, text=text, vision=vision, connector=True,
-        pads=aspect == "pad", layer=layer,
-        dtype=_dtype(config),
+        pads=aspect == "pad", layer=layer, dtype=_dtype(config),
+        tiles=partial(_tiles, config, "[width, height]") if tiled else None,
     )  # fmt: skip
 
 

@@ -65,10 +65,10 @@ def write(
     files = {WEIGHTS: tensors, PASSTHROUGH: passthrough, UPDATES: updates}
     try:
         with write_aside(folder, replace=True) as aside:
-            for file, held in files.items():
-                if held or file == WEIGHTS:
+            for file, content in files.items():
+                if content or file == WEIGHTS:
                     io_point(f"write {file}")
-                    tensor_writer.write(aside / file, tensor_writer.widest_first(held or {}))
+                    tensor_writer.write(aside / file, tensor_writer.widest_first(content or {}))
             if tokenizer is not None:
                 for name, data in tokenizer.files().items():
                     (aside / name).write_bytes(data)
@@ -173,8 +173,8 @@ def fill(
         wrong |= dict.fromkeys(missing if strict else (), "no such tensor")
         raise_all(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items())
         if copy:
-            held = sorted(set(own) & names)
-            for name in weighed(f"loading {folder.name}", held, lambda name: own[name].nbytes):
+            there = sorted(set(own) & names)
+            for name in weighed(f"loading {folder.name}", there, lambda name: own[name].nbytes):
                 own[name].copy_(file.get_tensor(name))
     return missing
 

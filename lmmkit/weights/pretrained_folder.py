@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -56,8 +56,8 @@ TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
 @dataclass(frozen=True, kw_only=True)
 class PretrainedFolder:
     """Describes a public folder. `image_token`: the id that represents one row of an image. `pads`: whether
-    it pads images, independent of its encoder's image processor. `tiles`: how it cuts them, if it does. `layer`:
-    the vision state to read, if the folder names one for an encoder elsewhere."""
+    it pads images, independent of its encoder's image processor. `tiles`: how it cuts them, if it does, by the side
+    of the encoder's images. `layer`: the vision state to read, if the folder names one for an encoder elsewhere."""
 
     folder: Path
     kind: str
@@ -69,7 +69,7 @@ class PretrainedFolder:
     dtype: str = "float32"
     pickled: bool = False
     pads: bool = False
-    tiles: AnyResFit | None = None
+    tiles: Callable[[int], AnyResFit] | None = None
     layer: int | None = None
 
     @contextmanager

@@ -182,10 +182,10 @@ def _pickled(file: Path) -> dict[str, Stored]:
         raise _damaged(file, ValueError(reason)) from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise _damaged(file, ValueError("something else than a mapping from names to tensors"))
-    return {name: Stored(file, name, tuple(t.shape), t.dtype, _held(t)) for name, t in state.items()}
+    return {name: Stored(file, name, tuple(t.shape), t.dtype, _reader_of(t)) for name, t in state.items()}
 
 
-def _held(tensor: Tensor) -> Callable[[], Tensor]:
+def _reader_of(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor
 
 

@@ -29,12 +29,12 @@ class KeepTokens(ImageReducer):
         return self.count
 
     def reduce(
-        self, seen_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
+        self, features_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
     ) -> Tensor:
-        seen = seen_INE.detach().float()
-        alike_IN = F.cosine_similarity(seen, seen.mean(1, keepdim=True), dim=-1)
+        x_INE = features_INE.detach().float()
+        alike_IN = F.cosine_similarity(x_INE, x_INE.mean(1, keepdim=True), dim=-1)
         kept_IK = alike_IN.sort(dim=-1, stable=True).indices[:, : self.count].sort(-1).values
-        return connect(seen_INE.gather(1, kept_IK[..., None].expand(-1, -1, seen_INE.shape[-1])))
+        return connect(features_INE.gather(1, kept_IK[..., None].expand(-1, -1, features_INE.shape[-1])))
 
 
 @hookimpl

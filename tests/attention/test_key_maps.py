@@ -69,7 +69,7 @@ def of_twin(case: Case, maps, given):
     for each in maps:
         rows = []
         for block in each.blocks:
-            for q_row, seen in zip(each.row_Q[block.start : block.stop], block.seen_I, strict=True):
+            for q_row, seen in zip(each.row_Q[block.start : block.stop], block.attended_I, strict=True):
                 line = map_THT[q_row][list(each.heads or range(HEADS))].mean(0)[block.key_J[:seen]]
                 line = line.sum(0, keepdim=True) if each.summed else line
                 rows.append(torch.nn.functional.pad(line, (0, each.width - len(line))))

@@ -10,7 +10,7 @@ import torch
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import write
 from lmmkit.training.checkpoint.rng import rng_state
-from lmmkit.training.checkpoint.tensor_files import hold
+from lmmkit.training.checkpoint.tensor_files import rank_slices
 from lmmkit.training.distributed.process_group import ALONE
 from tests.test_cli import run as lmmkit
 
@@ -21,7 +21,9 @@ def run(tmp_path):
     run.path.mkdir()
     run.run_json.write_text("{}")
     for step in (1, 2, 3):
-        write.put(run, step, hold({"w": torch.full((50,), float(step))}, ALONE), {}, keep=3, rng=rng_state())
+        write.put(
+            run, step, rank_slices({"w": torch.full((50,), float(step))}, ALONE), {}, keep=3, rng=rng_state()
+        )
     return run
 
 

@@ -275,6 +275,18 @@ def test_convert_reads_official_files(scenes, tmp_path):
     assert "read as `vqa`" in text and f"images: {scenes}" in text and "0 images copied" in text
     (row,) = json.loads((tmp_path / "new" / "records.json").read_text())
     assert row["images"] == [image] and row["messages"][1]["content"] == "a cat"
+    asked = (
+        "data",
+        "convert",
+        tmp_path / "[q].json",
+        tmp_path / "several",
+        "--to",
+        "messages",
+        "--images",
+        scenes,
+    )
+    assert "read as `vqa`" in run(*asked, "--annotations", tmp_path / "[a].json")
+    assert "VQA's questions" in run(*asked[:3], tmp_path / "none", *asked[4:], code=2)
     asked = ("data", "convert", tmp_path / "q.json", tmp_path / "x", "--to", "messages", "--from")
     assert "data/convert-annotations" in run(*asked, "vqa", code=2)
     assert "data/convert-annotations" in run(*asked, "coco", "--annotations", tmp_path / "a.json", code=2)

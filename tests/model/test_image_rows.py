@@ -50,8 +50,8 @@ class Pool(ImageReducer):
     def patches(self, dims):
         return STRIPS
 
-    def reduce(self, seen_INE, connect, module):
-        return connect(seen_INE).unflatten(1, (3, 3)).mean(2)
+    def reduce(self, features_INE, connect, module):
+        return connect(features_INE).unflatten(1, (3, 3)).mean(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class Join(Pool):
     def modules(self, dims):
         return nn.Linear(3 * dims.image.width, dims.image.width)
 
-    def reduce(self, seen_INE, connect, module):
-        return connect(module(seen_INE.unflatten(1, (3, 3)).flatten(2)))
+    def reduce(self, features_INE, connect, module):
+        return connect(module(features_INE.unflatten(1, (3, 3)).flatten(2)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,8 @@ class Own(Pool):
     def modules(self, dims):
         return nn.Sequential(nn.Linear(3 * dims.image.width, dims.width), nn.GELU())
 
-    def reduce(self, seen_INE, connect, module):
-        return module(connect(seen_INE).unflatten(1, (3, 3)).flatten(2))
+    def reduce(self, features_INE, connect, module):
+        return module(connect(features_INE).unflatten(1, (3, 3)).flatten(2))
 
 
 REDUCERS = (Pool(name="reduce"), Join(name="reduce"), KeepTokens(name="reduce", count=4), Own(name="reduce"))
@@ -233,10 +233,10 @@ def test_a_copy_of_a_model_uses_its_own_module():
 
 
 def test_kept_tokens_do_not_depend_on_the_rest_of_the_batch():
-    seen_INE = torch.randn(64, 36, 24, generator=torch.Generator().manual_seed(0))
+    features_INE = torch.randn(64, 36, 24, generator=torch.Generator().manual_seed(0))
     reducer = KeepTokens(name="r", count=9)
-    together = reducer.reduce(seen_INE, lambda x: x, None)
-    alone = torch.cat([reducer.reduce(x[None], lambda x: x, None) for x in seen_INE])
+    together = reducer.reduce(features_INE, lambda x: x, None)
+    alone = torch.cat([reducer.reduce(x[None], lambda x: x, None) for x in features_INE])
     assert torch.equal(together, alone) and together.shape == (64, 9, 24)
     same = reducer.reduce(torch.ones(1, 36, 24), lambda x: x, None)
     assert same.shape == (1, 9, 24)

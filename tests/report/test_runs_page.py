@@ -268,7 +268,11 @@ def test_what_is_wrong_with_many_runs_is_one_mark(pair, tmp_path):
         cut_log(run)
         facts(run, data={"captions": 1, "questions": 2})
     warnings = runs_page([first, *others]).warnings
-    for says in ("have no plan (plan.txt)", "begin late: their tokens", "were trained on another version of captions"):
+    for says in (
+        "have no plan (plan.txt)",
+        "begin late: their tokens",
+        "were trained on another version of captions",
+    ):
         (found,) = (warning for warning in warnings if says in warning)
         assert " and 2 more" in found and found.count(",") >= 5
 

@@ -87,6 +87,22 @@ def llava(
     return hf_model_folders.saved(model, folder)
 
 
+def llava_next(
+    folder: Path, grids: Sequence[tuple[int, int]], *, family: str = "llama", tokenizer: str = "pieces"
+) -> Path:
+    """Writes a llava-next folder with random weights, its newline row too, and a tokenizer. `grids`: (lines, columns)
+    of tiles."""
+    write_tokenizer(folder, tokenizer)
+    size, side = open_tokenizer(folder).size, hf_model_folders.CLIP["image_size"]
+    config = hf.LlavaNextConfig(
+        vision_config=hf_model_folders.VISIONS["clip"],
+        text_config=hf_model_folders.DECODERS[family](**SHAPE | {"vocab_size": size + 3}),
+        image_token_index=size, vision_feature_layer=-2,
+        image_grid_pinpoints=[[lines * side, columns * side] for lines, columns in grids],
+    )  # fmt: skip
+    return hf_model_folders.saved(hf_model_folders.made(hf.LlavaNextForConditionalGeneration(config)), folder)
+
+
 def question_image(folder: Path) -> str:
     """Writes an image of noise, and returns its path."""
     path = folder / "noise.png"

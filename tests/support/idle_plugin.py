@@ -151,8 +151,8 @@ class Half(WithSpare, ImageReducer):
     def tokens(self, dims):
         return dims.image.tokens // 2
 
-    def reduce(self, seen_INE, connect, module):
-        return connect(seen_INE[:, : seen_INE.shape[1] // 2] * module.used)
+    def reduce(self, features_INE, connect, module):
+        return connect(features_INE[:, : features_INE.shape[1] // 2] * module.used)
 
 
 @hookimpl

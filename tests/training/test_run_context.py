@@ -11,7 +11,8 @@ from lmmkit.plan.prepare import prepare
 from lmmkit.runs.files import read_jsonl
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.distributed.process_group import ALONE, Ranks
-from lmmkit.training.monitoring.metrics_log import MetricsLog, NullLogger
+from lmmkit.training.monitoring.metrics_log import MetricsLog
+from lmmkit.training.monitoring.null_logger import NullLogger
 from lmmkit.training.run_context import RunContext
 from lmmkit.training.signals import Interrupted, Stop
 from tests.conftest import PLAIN

@@ -59,7 +59,7 @@ def test_the_bad_record_log_knows_the_stage_and_its_sources(prepared, tmp_path):
     data = StageData(prepared[0], "finetune", Ranks(world=2, rank=1))
     log = data.bad_record_log(tmp_path / "bad_records.jsonl", Position("finetune", 9, 3))
     assert (log.stage, log.before, log.writes) == ("finetune", 6, False)
-    assert log.seen == {"questions": 4.0} and log.policies["questions"].kind == "error"
+    assert log.per_step == {"questions": 4.0} and log.policies["questions"].kind == "error"
     assert not (tmp_path / "bad_records.jsonl").exists()
 
 

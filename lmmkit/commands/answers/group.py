@@ -118,20 +118,39 @@ def compare(
     """Compare two models on the same questions: paired differences and tests."""
     from dataclasses import asdict
 
+    with working(STARTING):
+        from lmmkit.evaluate.answers.compare import compare_tasks
+
+    names = [name for each in on or () for name in each.split(",") if name]
+    found = compare_tasks(*_common_answers(first, second, names))
+    if as_json:
+        return print_json([asdict(each) for each in found])
+    print_table(aligned(f"A: {first}\nB: {second}", _comparison_lines(found)))
+    for each in found:
+        if each.left_out:
+            print_text(
+                f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out"
+            )
+    print_text(
+        "Mean scores by question, in points. p: McNemar's exact test, or for shares one by random signs, which take "
+        "questions as independent; the interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One "
+        "training seed each: a difference may also come from the seed."
+    )
+
+
+def _common_answers(first: Path, second: Path, names: Sequence[str]) -> list[dict[str, list[Answer]]]:
+    """Returns the answers of two models by task, of the tasks `names` or of all that both have, without those that have
+    no scores. Raises `UserError` for a task that one of them lacks, and if there is none in common."""
     from lmmkit.errors import UserError, raise_all
     from lmmkit.errors.answers import NO_ANSWERS
-
-    with working(STARTING):
-        from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
-        from lmmkit.evaluate.answers.compare import compare_tasks
-        from lmmkit.evaluate.answers.locate import task_folders
+    from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
+    from lmmkit.evaluate.answers.locate import task_folders
 
     folders = [task_folders(path) for path in (first, second)]
     if len(folders[0]) == len(folders[1]) == 1 and (first / NAME).is_file() and (second / NAME).is_file():
         task = next(iter(folders[0]))
         folders[1] = {task: second}
     common = [task for task in folders[0] if task in folders[1]]
-    names = [name for each in on or () for name in each.split(",") if name]
     known = f"Tasks in both: {', '.join(common) or 'none'}."
     raise_all(NO_ANSWERS.at("--on", got=f"`{name}`", nearest=known) for name in names if name not in common)
     if not common:
@@ -142,30 +161,15 @@ def compare(
 
     answers = [{task: answers_in(each[task]) for task in names or common} for each in folders]
     unscored = [task for task in answers[0] if all(a.score is None for each in answers for a in each[task])]
-    if len(unscored) < len(answers[0]):  # of unscored tasks alone there is an error
-        answers = [
-            {task: several for task, several in each.items() if task not in unscored} for each in answers
-        ]
-        for task in unscored:
-            err.print(f"{task}: no scores, for a server or a judge has to give them")
-    found = compare_tasks(*answers)
-    if as_json:
-        return print_json([asdict(each) for each in found])
-    print_table(aligned(f"A: {first}\nB: {second}", _compared(found)))
-    for each in found:
-        if each.left_out:
-            print_text(
-                f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out"
-            )
-    print_text(
-        "Mean scores by question, in points. p: McNemar's exact test, which takes questions as independent; the "
-        "interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One "
-        "training seed each: a difference may also come from the seed."
-    )
+    if len(unscored) == len(answers[0]):
+        return answers  # of unscored tasks alone there is an error
+    for task in unscored:
+        err.print(f"{task}: no scores, for a server or a judge has to give them")
+    return [{task: several for task, several in each.items() if task not in unscored} for each in answers]
 
 
-def _compared(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
-    """Returns the headings and a line for each task, which fit into 80 columns."""
+def _comparison_lines(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """Returns comparisons as lines of a table, which fits into 80 columns, the headings first."""
     lines = [
         ("task", "A", "B", "B - A", "95 %", "only\nA", "only\nB", "p", "p\nHolm", "detect-\nable", "n"),
     ]

@@ -48,6 +48,69 @@ class Work(Protocol):
     def end(self, job: Job) -> None: ...
 
 
+class _Queue:
+    """Holds the work that waits, the jobs that run, and what has ended."""
+
+    def __init__(self, queue: Sequence[Work], side: int, label: Callable[[str], str]):
+        self.side, self.label = side, label
+        self.names = {work.name for work in queue}
+        self.waiting = list(queue)
+        self.running: dict[str, tuple[Work, Job]] = {}
+        self.done: set[str] = set()
+        self.failed: dict[str, Failure] = {}
+        self._noted: set[str] = set()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Returns the running jobs."""
+        return [job for _, job in self.running.values()]
+
+    def collect_ended(self) -> None:
+        """Takes out the jobs that have ended, and reports them."""
+        for name, (work, job) in list(self.running.items()):
+            if job.running:
+                continue
+            del self.running[name]
+            work.end(job)
+            if job.failed:
+                self.failed[name] = Failure(str(job.log), _code(job))
+                err.print(f"failed: {self.label(name)}: {job.log}: {job.last_line()}")
+            else:
+                self.done.add(name)
+                ended = f"{len(self.done)} of {len(self.names)}"
+                err.print(f"done: {self.label(name)}: {_took(work.took)}; {ended}")
+
+    def start_ready(self) -> None:
+        """Begins the work that has what it needs, as far as there is room. What it needs may have failed."""
+        for work in list(self.waiting):
+            if lacking := [name for name in work.after if name in self.failed]:
+                self.failed[work.name] = Failure(f"needs {lacking[0]}", self.failed[lacking[0]].code)
+                self.waiting.remove(work)
+            elif len(self.running) < self.side and self.done >= self.names.intersection(work.after):
+                self._begin(work)
+
+    def _begin(self, work: Work) -> None:
+        """Begins one work, unless another process does it."""
+        begun = work.begin()
+        if begun == "busy":
+            if work.name not in self._noted:
+                self._noted.add(work.name)
+                err.print(f"{self.label(work.name)}: waits for another process that works on it")
+            return
+        self.waiting.remove(work)
+        if begun == "done":
+            self.done.add(work.name)
+            return
+        self.running[work.name] = work, begun
+        err.print(f"started: {self.label(work.name)}")
+
+    def stop(self, received: Sequence[int]) -> None:
+        """Stops the jobs that still run. `received`: the signals."""
+        stop_all(self.jobs, received)
+        for work, job in self.running.values():
+            work.end(job)
+
+
 def run_queue(
     queue: Sequence[Work],
     side: int,
@@ -62,51 +125,21 @@ def run_queue(
     Raises:
         KeyboardInterrupt: after a signal, with its number, when all jobs have saved and ended.
     """
-    waiting, running, names = list(queue), dict[str, tuple[Work, Job]](), {work.name for work in queue}
-    done, noted, failed = set[str](), set[str](), dict[str, Failure]()
+    state, shown = _Queue(queue, side, label), float("-inf")
     with noted_signals() as received:
         try:
-            shown = float("-inf")
-            while waiting or running:
+            while state.waiting or state.running:
                 if received:
                     raise KeyboardInterrupt(received[0])
-                for name, (work, job) in list(running.items()):
-                    if job.running:
-                        continue
-                    del running[name]
-                    work.end(job)
-                    if job.failed:
-                        failed[name] = Failure(str(job.log), _code(job))
-                        err.print(f"failed: {label(name)}: {job.log}: {job.last_line()}")
-                    else:
-                        done.add(name)
-                        err.print(f"done: {label(name)}: {_took(work.took)}; {len(done)} of {len(names)}")
-                for work in list(waiting):
-                    if lacking := [name for name in work.after if name in failed]:
-                        failed[work.name] = Failure(f"needs {lacking[0]}", failed[lacking[0]].code)
-                        waiting.remove(work)
-                    elif len(running) < side and done >= names.intersection(work.after):
-                        begun = work.begin()
-                        if begun == "busy":
-                            if work.name not in noted:
-                                noted.add(work.name)
-                                err.print(f"{label(work.name)}: waits for another process that works on it")
-                            continue
-                        waiting.remove(work)
-                        if begun == "done":
-                            done.add(work.name)
-                        else:
-                            running[work.name] = work, begun
-                            err.print(f"started: {label(work.name)}")
+                state.collect_ended()
+                state.start_ready()
                 if time.monotonic() - shown >= SHOWN:
                     shown = time.monotonic()
-                    show([job for _, job in running.values()], done | failed.keys())
+                    show(state.jobs, state.done | state.failed.keys())
                 time.sleep(LOOK)
         finally:
-            stop_all([job for _, job in running.values()], received)
-            for work, job in running.values():
-                work.end(job)
-    return failed
+            state.stop(received)
+    return state.failed
 
 
 def _took(took: Took) -> str:

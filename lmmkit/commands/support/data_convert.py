@@ -13,6 +13,7 @@ from lmmkit.progress import working
 
 if TYPE_CHECKING:
     from lmmkit.data.convert.convert_records import ConvertReport
+    from lmmkit.errors import Problem
 
 SHOWN = 20  # refused records
 
@@ -34,7 +35,8 @@ def convert(
         typer.Option(help="The folder of images that records name. \\[default: of JSON files, their own]"),
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="The file of annotations, if SRC is the questions of a VQA data set.")
+        Path | None,
+        typer.Option(help="The file or pattern of annotations, if SRC is the questions of a VQA data set."),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -63,7 +65,6 @@ def convert(
         from lmmkit.data.sources.records import open_records
         from lmmkit.data.sources.tables.table_names import is_table
         from lmmkit.errors import Tried, raise_all, raise_together
-        from lmmkit.errors.data import CONVERT_ANNOTATIONS, CONVERT_UNUSED
 
     columns = _columns(column or [])
     place = Tried(lambda: require_target(target, to, copy_images))
@@ -72,17 +73,7 @@ def convert(
     read_as = found.value
     if columns and kind is None and read_as == "llava":
         read_as = "messages"  # it reads the same turns
-    problems = []
-    if columns and read_as != "messages":
-        got, expected = f"a data set of kind {read_as}", "columns of a data set of kind messages"
-        problems.append(CONVERT_UNUSED.at("--column", got=got, expected=expected))
-    if images is not None and read_as == "webdataset":
-        expected = "no folder: shards contain their images"
-        problems.append(CONVERT_UNUSED.at("--images", got=str(images), expected=expected))
-    if (read_as == "vqa") != (annotations is not None):
-        got = f"a data set of kind {read_as} {'without' if annotations is None else 'with'} `--annotations`"
-        problems.append(CONVERT_ANNOTATIONS.at("--annotations", got=got))
-    raise_together((place, Tried(lambda: raise_all(problems))))
+    raise_together((place, Tried(lambda: raise_all(_unused(read_as, columns, images, annotations)))))
     folder = images
     if read_as != "webdataset" and not (read_as == "messages" and is_table(source)):
         folder = images or source.parent
@@ -99,6 +90,23 @@ def convert(
     )
     for line in _shown(report, target):
         print_text(line)
+
+
+def _unused(
+    read_as: str, columns: dict[str, str], images: Path | None, annotations: Path | None
+) -> Iterator[Problem]:
+    """Yields the problems of options that a data set of this kind does not have, and of annotations that it needs."""
+    from lmmkit.errors.data import CONVERT_ANNOTATIONS, CONVERT_UNUSED
+
+    if columns and read_as != "messages":
+        got, expected = f"a data set of kind {read_as}", "columns of a data set of kind messages"
+        yield CONVERT_UNUSED.at("--column", got=got, expected=expected)
+    if images is not None and read_as == "webdataset":
+        expected = "no folder: shards contain their images"
+        yield CONVERT_UNUSED.at("--images", got=str(images), expected=expected)
+    if (read_as == "vqa") != (annotations is not None):
+        got = f"a data set of kind {read_as} {'without' if annotations is None else 'with'} `--annotations`"
+        yield CONVERT_ANNOTATIONS.at("--annotations", got=got)
 
 
 def _columns(given: list[str]) -> dict[str, str]:

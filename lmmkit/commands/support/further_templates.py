@@ -140,9 +140,9 @@ class CLASS(ImageReducer):
         return [[row * self.run + i for i in range(self.run)] for row in range(self.tokens(dims))]
 
     def reduce(
-        self, seen_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
+        self, features_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
     ) -> Tensor:
-        return connect(seen_INE.unflatten(1, (-1, self.run)).mean(2))
+        return connect(features_INE.unflatten(1, (-1, self.run)).mean(2))
 
 
 @hookimpl
@@ -179,14 +179,14 @@ class CLASS(ImageReducer):
         return nn.Sequential(nn.Linear(wide, dims.width), nn.GELU(), nn.Linear(dims.width, dims.width))
 
     def reduce(
-        self, seen_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
+        self, features_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
     ) -> Tensor:
         assert module is not None, "`modules` builds it"
-        return module(self.squares(seen_INE))
+        return module(self.squares(features_INE))
 
-    def squares(self, seen_INE: Tensor) -> Tensor:
-        n = round(seen_INE.shape[1] ** 0.5) // self.side  # images are squares
-        grid = seen_INE.unflatten(1, (n, self.side, n, self.side))
+    def squares(self, features_INE: Tensor) -> Tensor:
+        n = round(features_INE.shape[1] ** 0.5) // self.side  # images are squares
+        grid = features_INE.unflatten(1, (n, self.side, n, self.side))
         return grid.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
@@ -197,13 +197,13 @@ def lmmkit_components():
 CONNECTOR_TEST = """
 
 def test_a_row_has_the_patches_of_a_square():
-    seen = torch.arange(16.0)[None, :, None]
-    squares = CLASS(name="NAME").squares(seen)[0].int().tolist()
+    features_INE = torch.arange(16.0)[None, :, None]
+    squares = CLASS(name="NAME").squares(features_INE)[0].int().tolist()
     assert squares == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 """
 REDUCER_TEST = """
 
 def test_a_row_is_the_mean_of_its_patches():
-    seen = torch.arange(4.0)[None, :, None]
-    assert CLASS(name="NAME").reduce(seen, lambda x: x, None).tolist() == [[[0.5], [2.5]]]
+    features_INE = torch.arange(4.0)[None, :, None]
+    assert CLASS(name="NAME").reduce(features_INE, lambda x: x, None).tolist() == [[[0.5], [2.5]]]
 """

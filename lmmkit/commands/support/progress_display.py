@@ -108,6 +108,8 @@ class Bars:
 
 @dataclass
 class _Line:
+    """Describes a task that is shown as plain lines: when it began, and when its last line was printed."""
+
     title: str
     total: float | None
     unit: str

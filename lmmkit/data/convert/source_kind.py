@@ -7,6 +7,7 @@ from typing import Literal
 
 from lmmkit.data.sources.json_records import read_records
 from lmmkit.data.sources.json_stream import Window
+from lmmkit.data.sources.tables.patterns import files_of
 from lmmkit.data.sources.tables.table_names import is_table
 
 SourceKind = Literal["llava", "messages", "webdataset", "coco", "vqa"]
@@ -23,7 +24,7 @@ def source_kind(path: Path, annotations: Path | None) -> SourceKind:
         return "webdataset"
     if is_table(path):
         return "messages"
-    with Window(path) as window:
+    with Window(next(iter(files_of(path)), path)) as window:
         if window.peek() == "{" and path.suffix != ".jsonl":
             return "coco"
         first = next(read_records(window), None)

@@ -30,8 +30,8 @@ def best_grid(size: HeightWidth, grids: Sequence[HeightWidth], side: int) -> Hei
     def shown(grid: HeightWidth) -> tuple[int, int]:
         (height, width), (rows, columns) = size, grid
         scale = min(columns * side / width, rows * side / height)
-        seen = min(int(width * scale) * int(height * scale), width * height)
-        return seen, seen - rows * columns * side * side
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, effective - rows * columns * side * side
 
     return max(grids, key=shown)
 

@@ -31,6 +31,7 @@ _MAX_CHUNKS = 100_000  # of a PNG that are looked at: 800 MB as encoders write t
 
 
 def upright(image: Pil.Image) -> Pil.Image:
+    """Returns the image rotated and mirrored as its EXIF tag asks for; unchanged without a tag."""
     method = turn(image)
     return image if method is None else image.transpose(method)
 
@@ -79,6 +80,7 @@ def _from_pixels(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def as_rgb(image: Pil.Image) -> Pil.Image:
+    """Returns the image in RGB with 8 bits a channel, transparent pixels blended over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255

@@ -62,7 +62,7 @@ def need_rows(needs: Sequence[Need], placed: Sequence[PlacedView], item_T: Tenso
         if isinstance(need, ATTENTION):
             queries = [_with_keys(need, *each) for each in zip(read, positions, strict=True)]
             positions = [each.position_I for each in queries]
-            uniform = [each.seen_I / (each.position_I + 1) for each in queries]
+            uniform = [each.attended_I / (each.position_I + 1) for each in queries]
             share_Q = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
             gather = replace(_gather(read, positions), uniform_Q=share_Q)
             if isinstance(need, AttnMass) and need.k == merged:
@@ -98,7 +98,7 @@ class _Queries(NamedTuple):
     attends; and the rows of all keys, none if there is no query."""
 
     position_I: np.ndarray
-    seen_I: np.ndarray
+    attended_I: np.ndarray
     key_J: np.ndarray
 
 
@@ -106,18 +106,18 @@ def _with_keys(need: AttnMass | AttnTo, placed: PlacedView, position_I: np.ndarr
     """Returns the queries of a view that can attend to some key: without any there is no mass."""
     is_key = np.zeros(len(placed.path), bool)
     is_key[need.k.positions(placed.layout)] = True
-    seen_I = np.cumsum(is_key)[position_I]
-    position_I, seen_I = position_I[seen_I > 0], seen_I[seen_I > 0]
-    return _Queries(position_I, seen_I, placed.path[is_key & (len(position_I) > 0)])
+    attended_I = np.cumsum(is_key)[position_I]
+    position_I, attended_I = position_I[attended_I > 0], attended_I[attended_I > 0]
+    return _Queries(position_I, attended_I, placed.path[is_key & (len(position_I) > 0)])
 
 
 def _blocks(queries: Iterable[_Queries]) -> Iterator[KeyBlock]:
     """Yields the queries of each view that has any, with the keys that some of them attends to."""
     start = 0
-    for _, seen_I, key_J in queries:
-        if len(seen_I):
-            yield KeyBlock(start, start + len(seen_I), key_J[: seen_I.max()], seen_I)
-            start += len(seen_I)
+    for _, attended_I, key_J in queries:
+        if len(attended_I):
+            yield KeyBlock(start, start + len(attended_I), key_J[: attended_I.max()], attended_I)
+            start += len(attended_I)
 
 
 def _key_map(need: AttnMass | AttnTo, gather: RowGather, blocks: Sequence[KeyBlock]) -> KeyMap:

@@ -67,7 +67,7 @@ STRICT = Policy()
 class BadRecordLog:
     """Writes the list of bad records that a stage skipped, one JSON object a line, and checks their bound.
 
-    `seen`: average number of records that each source gives in a step. `before`: steps of the run before
+    `per_step`: average number of records that each source gives in a step. `before`: steps of the run before
     the stage. Steps that are repeated after a stop are listed once. All ranks count, one `writes`.
     """
 
@@ -75,7 +75,7 @@ class BadRecordLog:
     stage: str
     before: int
     policies: Mapping[str, Policy]
-    seen: Mapping[str, float]
+    per_step: Mapping[str, float]
     writes: bool = True
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -101,7 +101,7 @@ class BadRecordLog:
                 file.writelines(json.dumps(self._line(step, *each)) + "\n" for each in found)
         self.counts.update(source for source, _ in {(name, bad.record): bad for name, bad in found})
         for name in {name for name, _ in found}:
-            most = self.policies[name].allowed(self.seen[name] * (index + 1))
+            most = self.policies[name].allowed(self.per_step[name] * (index + 1))
             if self.counts[name] > most:
                 got = f"{self.counts[name]} bad records of source `{name}`, listed in {self.path}"
                 last = [bad.problem() for source, bad in found if source == name]

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
 from lmmkit.runs.files import file_crc32
 
-_FORMAT = 7  # increase it when the content of an index, or the rule for good records, changes
+_FORMAT = 8  # increase it when the content of an index, or the rule for good records, changes
 _META, _BAD = "index.json", "bad.jsonl"
 _SPOTS, _SPOT = 64, 4096
 
@@ -52,12 +52,14 @@ class Index:
 
 
 def open_index(
-    key: str, files: Iterable[Path], build: Callable[[], Index], *, rebuild: bool = False
-) -> Index:
-    """Returns the stored index of `files` under `key`, or calls `build` and stores its index if possible."""
+    key: str, files: Iterable[Path], build: Callable[[], Index], *, rebuild: bool = False,
+    beside: Sequence[int] = (),
+) -> Index:  # fmt: skip
+    """Returns the stored index of `files` under `key`, or calls `build` and stores its index if possible. `beside`:
+    what it depends on beside the files."""
     marks = fingerprint(files)
     name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
-    stamp = hashlib.blake2b(json.dumps([_FORMAT, key, marks]).encode(), digest_size=12).hexdigest()
+    stamp = hashlib.blake2b(json.dumps([_FORMAT, key, marks, *beside]).encode(), digest_size=12).hexdigest()
     cache = cache_folder()
     folder = cache / f"{name}-{stamp}"
     if not rebuild and (kept := load_index(folder)) is not None:
@@ -84,7 +86,10 @@ def cache_folder() -> Path:
 
 
 def fingerprint(files: Iterable[Path]) -> list[list[int]]:
-    """Returns for each file its size, its time of change, and a crc of sample blocks spread over it."""
+    """Returns for each file its size, its time of change in ns, and a crc of sample blocks spread over it.
+
+    Raises `UserError` for a file that cannot be read.
+    """
     found = []
     for path in files:
         try:

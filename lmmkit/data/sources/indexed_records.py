@@ -50,12 +50,16 @@ class Indexing:
     official: str | None = None
     annotations: Path | None = None
 
-    def open(self, kind: str, path: Path, files: Sequence[Path], build: Callable[[], Index]) -> Index:
-        """Returns the index of `files`, which `path` names. `build` makes the pass."""
+    def open(
+        self, kind: str, path: Path, files: Sequence[Path], build: Callable[[], Index], *,
+        beside: Sequence[int] = (),
+    ) -> Index:  # fmt: skip
+        """Returns the index of `files`, which `path` names. `build` makes the pass. `beside`: what an index depends on
+        beside the files."""
         rules = "plain" if self.template == "plain" else "turns"  # which records are good
         form = "" if self.columns is None else f" messages {sorted(self.columns.items())}"
         key = f"{kind} {os.path.realpath(path)} {path.suffix} {rules}{form}"
-        return open_index(key, files, build, rebuild=self.rebuild)
+        return open_index(key, files, build, rebuild=self.rebuild, beside=beside)
 
 
 def as_table(dtype: np.dtype, columns: Iterable[array.array]) -> np.ndarray:

@@ -47,7 +47,8 @@ def read_records(window: Window) -> Iterator[RawRecord]:
     lines, first = window.path.suffix == ".jsonl", window.peek()
     if (first, lines) in (("[", True), ("{", False)):
         got, expected = ("a JSON list", "one record a line; name a JSON list .json") if lines else (
-            "a JSON object", "a JSON list; name a file with one record a line .jsonl"
+            "a JSON object", "a JSON list; name a file with one record a line .jsonl; the kinds `coco` and `vqa` read "
+            "official files",
         )  # fmt: skip
         raise UserError(RECORDS_FILE.at(str(window.path), got=got, expected=expected))
     return _lines(window) if lines else _items(window)

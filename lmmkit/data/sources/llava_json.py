@@ -83,11 +83,11 @@ class JsonRecords(IndexedRecords):
 
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes this data from other data: file content, image names and sizes."""
-        files = (f"{path.stat().st_size} bytes, crc32 {file_crc32(path):08x}" for path in self.files.paths)
-        return {
-            "records": ", ".join(files),
-            "images": self.names_and_sizes(),
-        }
+        return {"records": ", ".join(self.contents()), "images": self.names_and_sizes()}
+
+    def contents(self) -> list[str]:
+        """Returns the size and the checksum of each file of the source."""
+        return [f"{path.stat().st_size} bytes, crc32 {file_crc32(path):08x}" for path in self.files.paths]
 
     def names_and_sizes(self) -> str:
         """Returns a checksum of the names and sizes of the image files."""

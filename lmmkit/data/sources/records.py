@@ -24,6 +24,7 @@ from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import ParsedRecord, RecordParser
 from lmmkit.data.sources.tables.parquet_records import open_tables
+from lmmkit.data.sources.tables.patterns import files_of
 from lmmkit.data.sources.tables.table_names import is_table, tables_size
 from lmmkit.data.sources.webdataset_shards import open_shards, shards_size
 from lmmkit.data.tables.table_file import in_order
@@ -106,7 +107,8 @@ class Records(Sequence[Sample]):
         )
 
     def read(self, i: int) -> tuple[RawRecord, ParsedRecord]:
-        """Reads record i: in LLaVA's form, and as it is checked."""
+        """Reads record i: in LLaVA's form, and as it is checked. Raises `UserError` if its file changed since it was
+        indexed."""
         raw, reader = self.indexed.record(i), RecordParser(template=self.template)
         record = reader.read(raw)
         if record is None:  # the index lists only good records
@@ -135,7 +137,7 @@ def open_records(
     """Returns the records of the file `records`, after checking all of them. Image paths are relative to
     `images`. Without `images`, `records` is the pattern of shards, which contain records and images. With
     `columns`, the source is of kind `messages`; they map its columns, and `records` may name parquet or Arrow files.
-    `official`: the source is of kind `coco`, or of kind `vqa` with a second file, `annotations`.
+    `official`: the source is of kind `coco`, or of kind `vqa` with `annotations`; both may be patterns.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
     Image files are not read, but a path that leads out of `images` is refused.
@@ -160,8 +162,9 @@ def records_size(path: Path, images: Path | None, indexing: Indexing) -> int:
     if images is None:
         return shards_size(path)
     try:
-        return sum(each.stat().st_size for each in (path, indexing.annotations) if each is not None)
-    except (OSError, ValueError):
+        names = [each for each in (path, indexing.annotations) if each is not None]
+        return sum(each.stat().st_size for name in names for each in files_of(name))
+    except (UserError, OSError, ValueError):
         return 0
 
 

@@ -89,7 +89,10 @@ class TableFile(ABC):
         return 0
 
     def read(self, record: int, columns: Sequence[str], size: int = PIECE) -> dict[str, Any]:
-        """Returns the cells of one record."""
+        """Returns the cells of one record by column. `size`: records that are decoded at once.
+
+        Raises `UserError` if the file has no such record, or cannot be read.
+        """
         group = bisect_right(self.ends, record)
         if group == len(self.ends):
             got = f"no record {record + 1}: it has {len(self)}"
@@ -123,6 +126,8 @@ class TableFile(ABC):
 
 
 class _Parquet(TableFile):
+    """Reads a parquet file; its groups are row groups."""
+
     def __init__(self, path: str) -> None:
         import pyarrow.parquet as parquet
 
@@ -169,6 +174,8 @@ class _Parquet(TableFile):
 
 
 class _Arrow(TableFile):
+    """Reads an Arrow file or stream; its groups are record batches."""
+
     def __init__(self, path: str) -> None:
         self.path = path
         schema, self.batches = read_batches(path)

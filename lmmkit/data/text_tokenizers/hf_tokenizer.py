@@ -83,7 +83,8 @@ class HFTokenizer:
         return self.encode_continued(f" {text}" if self._prefixed and text else text)
 
     def encode_continued(self, text: str) -> list[int]:
-        """Returns the ids of a text that directly follows text or a control token."""
+        """Returns the ids of a text that directly follows text or a control token. Raises `UserError` for text that is
+        not Unicode, and if a regular expression of the file fails on it."""
         text = require_utf8(text)
         try:
             return self._continued.encode(text, add_special_tokens=False).ids

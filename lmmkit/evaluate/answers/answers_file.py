@@ -52,7 +52,11 @@ class AnswersFolder:
         return self.merge()
 
     def merge(self, judged: Callable[[Answer], Answer] = lambda answer: answer) -> list[Answer]:
-        """Merges the files of all ranks into `answers.jsonl`, in official order; returns the answers."""
+        """Merges the files of all ranks into `answers.jsonl`, in official order; returns the answers, each as `judged`
+        gives it.
+
+        Raises `UserError` for a damaged line, and for two answers to one question that differ.
+        """
         parts = sorted(self.path.glob("answers.rank-*.jsonl"))
         kept = by_key(read_answers(self.answers), str(self.answers))
         for part in parts:
@@ -90,7 +94,7 @@ class Appender:
             raise MachineError(unwritable(path, error)) from error
 
     def add(self, answers: Iterable[Answer]) -> None:
-        """Appends answers."""
+        """Appends answers. Raises `MachineError` if the file cannot be written."""
         try:
             io_point(f"append to {self.path.name}")
             self._file.write("".join(answer.as_line() for answer in answers))

@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmmkit.evaluate.answers.schema import AnswerKey
-from lmmkit.evaluate.questions.asking import AskedQuestion, batches, differences, replies
+from lmmkit.evaluate.questions.asking import AskedQuestion, ReplyDifference, batches, differences, replies
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.progress import working
-
-
-@dataclass(frozen=True)
-class Parting:
-    """Describes an answer that is not that to the question alone: from which token on they differ, and by how much the
-    question alone prefers its token there to the next best one (the difference of their logits). Both are None if
-    its batch gives another answer now than the one that is kept, so the place is not known."""
-
-    key: AnswerKey
-    token: int | None
-    gap: float | None
 
 
 @dataclass(frozen=True)
@@ -28,13 +17,13 @@ class Alone:
     """Holds how many questions were asked alone, and the answers that differ."""
 
     asked: int
-    partings: tuple[Parting, ...]
+    differences: tuple[ReplyDifference, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Returns the entry for `results.json`."""
         found = [
             {"condition": each.key[0], "id": each.key[1], "token": each.token, "gap": each.gap}
-            for each in self.partings
+            for each in self.differences
         ]
         return {"asked": self.asked, "differ": found}
 
@@ -66,16 +55,16 @@ def ask_alone(
             if alone.text != kept[question.key]:
                 other.add(question.key)
             move(done)
-    return Alone(n, tuple(_partings(chat_model, questions, kept, other, max_new_tokens, world)))
+    return Alone(n, tuple(_differences(chat_model, questions, kept, other, max_new_tokens, world)))
 
 
-def _partings(
+def _differences(
     chat_model: ChatModel, questions: Sequence[AskedQuestion], kept: Mapping[AnswerKey, str],
     other: set[AnswerKey], max_new_tokens: int, world: int,
-) -> list[Parting]:  # fmt: skip
+) -> list[ReplyDifference]:  # fmt: skip
     """Returns where the answers to the questions `other` differ from those to the questions alone."""
     shares = [(rank, world) for rank in range(world)] if other else []
-    found: dict[AnswerKey, Parting] = {}
+    found: dict[AnswerKey, ReplyDifference] = {}
     for share in shares:
         for batch in batches(chat_model, questions, max_new_tokens=max_new_tokens, share=share):
             if other.isdisjoint(question.key for question in batch):
@@ -83,7 +72,7 @@ def _partings(
             again = replies(chat_model, batch, max_new_tokens=max_new_tokens)
             pairs = [pair for pair in zip(batch, again, strict=True) if pair[0].key in other]
             repeated = [(question, reply) for question, reply in pairs if reply.text == kept[question.key]]
-            found |= {question.key: Parting(question.key, None, None) for question, _ in pairs}
+            found |= {question.key: ReplyDifference(question.key) for question, _ in pairs}
             for each in differences(chat_model, repeated, max_new_tokens=max_new_tokens):
-                found[each.key] = Parting(each.key, each.token, each.gap)
+                found[each.key] = each
     return [found[question.key] for question in questions if question.key in other]

@@ -146,12 +146,13 @@ def replies(
 
 
 class ReplyDifference(NamedTuple):
-    """Describes a reply that differs from the one to the question alone: from which token on, and by how much
-    the question alone preferred its token to the next best one (the difference of their logits)."""
+    """Describes a reply that differs from the one to the question alone: from which token on, and by how much the
+    question alone prefers its token there to the next best one (the difference of their logits). Both are None if the
+    place is not known: its batch now gives another reply than the one that was kept."""
 
     key: AnswerKey
-    token: int
-    gap: float
+    token: int | None = None
+    gap: float | None = None
 
 
 def differences(

@@ -9,9 +9,8 @@ from typing import Any
 
 from lmmkit.api.sample import Sample
 from lmmkit.data.image_files.image_file import image_place
-from lmmkit.errors import Problem, raise_all
+from lmmkit.errors import raise_all
 from lmmkit.errors.answers import NEEDS_TEN
-from lmmkit.errors.plan import NO_DATA
 from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.schema import GROUPS, data_sha
 from lmmkit.evaluate.benchmarks.benchmark import ATTENTION, DIFFERENCES, Item, Status, Verdict
@@ -24,7 +23,7 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure, Line, percent
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Control, Recipe
+from lmmkit.recipe import Control
 
 MAX_NEW_TOKENS = 128
 
@@ -84,11 +83,8 @@ class QuestionsTask(EvalTask):
     Intervals are clustered by `meta["scene"]`. Chance is the score of the majority baseline by the same rule.
     """
 
+    needs_data = True
     needs_baseline = True
-
-    def problems(self, recipe: Recipe) -> list[Problem]:
-        """Returns also a problem if there is no source."""
-        return [*super().problems(recipe), *data_problems(self, recipe)]
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
@@ -147,13 +143,6 @@ class QuestionsTask(EvalTask):
             shown = [first.in_percent(), *(percent(f.value) if narrow else f.in_percent() for f in others)]
             lines.append((detail.removeprefix("/") or "all", *shown, percent(first.chance), str(first.n)))
         return lines
-
-
-def data_problems(task: EvalTask, recipe: Recipe) -> list[Problem]:
-    """Returns a problem if a task that needs a source names none."""
-    if task.section.data is not None:
-        return []
-    return [NO_DATA.at(recipe.where(f"evaluate.tasks.{task.name}"), got="no `data`")]
 
 
 def baseline_of(training: Iterable[Sample]) -> Majority:

@@ -16,7 +16,7 @@ class AveragePoolConnector(SquaresConnector):
         self.second = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out))
 
     def forward(self, x_IND: Tensor) -> Tensor:
-        return self.second(self.first(self.seen_by_rows(x_IND)))
+        return self.second(self.first(self.row_features(x_IND)))
 
     def stored_values(self, tokens: int) -> int:
         return tokens // self.factor**2 * (self.n_in + 2 * self.n_out)

@@ -32,10 +32,10 @@ class Connector(nn.Module):
         kind are further arguments."""
         return None
 
-    def seen_by_rows(self, seen_IND: Tensor) -> Tensor:
-        """Returns what the encoder gives for the part of the image that each row is made of, [I, rows, vision
-        width]. A connector with fewer rows than tokens overrides it."""
-        return seen_IND
+    def row_features(self, features_IND: Tensor) -> Tensor:
+        """Returns the encoder's features behind each row, [I, rows, vision width]: those of the part of the image that
+        the row is made of. A connector with fewer rows than tokens overrides it."""
+        return features_IND
 
     def on_patches(self, weight_N: Tensor) -> Tensor | None:
         """Returns the weights of an image's rows as weights of its patches, [grid]; None if these are not known."""

@@ -70,7 +70,7 @@ class ResamplerConnector(Connector):
             x_IQD = block(x_IQD, tokens_IND)
         return self.norm(x_IQD)
 
-    def seen_by_rows(self, seen_IND: Tensor) -> Tensor:
+    def row_features(self, features_IND: Tensor) -> Tensor:
         raise AssertionError("the plan refuses a need for features of rows without fixed patches")
 
     def on_patches(self, weight_N: Tensor) -> None:

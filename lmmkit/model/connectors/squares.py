@@ -31,9 +31,9 @@ class SquaresConnector(Connector):
             return None
         return "factor", str(factor), f"a divisor of both sides of the grid of {grid[0]} x {grid[1]} patches"
 
-    def seen_by_rows(self, seen_IND: Tensor) -> Tensor:
+    def row_features(self, features_IND: Tensor) -> Tensor:
         """Returns the mean of the patches of each square."""
-        return squares(seen_IND, self.grid, self.factor).mean(2)
+        return squares(features_IND, self.grid, self.factor).mean(2)
 
     def on_patches(self, weight_N: Tensor) -> Tensor:
         """Divides the weight of each row evenly among the patches of its square."""

@@ -8,7 +8,7 @@ The hook reads whether its adapters are `off`, so the same base serves as the mo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +43,16 @@ class LoraAdapter(nn.Module):
         return self.scale * (self.b @ self.a)
 
 
+class Adapters(nn.ModuleDict):
+    """Holds the adapters of one linear by the name of its matrix, or of the slices of a fused one.
+
+    The hook adds nothing while they are `off`. `take_off` removes the hook.
+    """
+
+    off: bool = False
+    take_off: Callable[[], None]
+
+
 def attach(
     module: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
 ) -> list[nn.Parameter]:
@@ -59,7 +69,7 @@ def attach(
         if not sizes:
             continue
         width, device = linear.weight.shape[1], linear.weight.device
-        adapters = nn.ModuleDict(
+        adapters = Adapters(
             {
                 part: LoraAdapter(width, size, r=r, alpha=alpha, dropout=dropout).to(device)
                 for part, size in sizes.items()
@@ -69,8 +79,7 @@ def attach(
             init(adapter, f"{seed}:{path}.{part}")
         linear.add_module(CHILD, adapters)
         hook = _add_fused if isinstance(linear, FusedLinear) else _add
-        adapters.off = False  # type: ignore[assignment]
-        adapters.take_off = linear.register_forward_hook(hook).remove  # type: ignore[assignment]
+        adapters.take_off = linear.register_forward_hook(hook).remove
         parameters += adapters.parameters()
     return parameters
 
@@ -80,12 +89,12 @@ def updates_off(module: nn.Module) -> Iterator[None]:
     """Makes the module compute without its updates within the block, as before they were attached."""
     found = [adapters for _, adapters in _adapted(module)]
     for adapters in found:
-        adapters.off = True  # type: ignore[assignment]
+        adapters.off = True
     try:
         yield
     finally:
         for adapters in found:
-            adapters.off = False  # type: ignore[assignment]
+            adapters.off = False
 
 
 def updates(module: nn.Module) -> dict[str, Tensor]:
@@ -98,7 +107,7 @@ def merge(module: nn.Module) -> None:
     """Adds each adapter to the weight that it updates, and removes the adapter."""
     for linear, adapters in list(_adapted(module)):
         _add_to(linear.weight, linear, adapters)
-        adapters.take_off()  # type: ignore[operator]
+        adapters.take_off()
         delattr(linear, CHILD)
 
 
@@ -108,14 +117,14 @@ def merged(module: nn.Module) -> dict[str, Tensor]:
     out = {}
     for path, linear in module.named_modules():
         adapters = getattr(linear, CHILD, None)
-        if isinstance(linear, FusedLinear | Linear) and isinstance(adapters, nn.ModuleDict):
+        if isinstance(linear, FusedLinear | Linear) and isinstance(adapters, Adapters):
             weight = linear.weight.clone()
             _add_to(weight, linear, adapters)
             out[f"{path}.weight"] = weight.cpu()
     return out
 
 
-def _add_to(weight: Tensor, linear: FusedLinear | Linear, adapters: nn.ModuleDict) -> None:
+def _add_to(weight: Tensor, linear: FusedLinear | Linear, adapters: Adapters) -> None:
     for part, adapter in adapters.items():
         rows = linear.slices[part] if isinstance(linear, FusedLinear) else slice(None)
         # added in the wider of the two dtypes, and rounded once
@@ -127,10 +136,10 @@ def adapters(module: nn.Module) -> list[LoraAdapter]:
     return [part for part in module.modules() if isinstance(part, LoraAdapter)]
 
 
-def _adapted(module: nn.Module) -> Iterator[tuple[FusedLinear | Linear, nn.ModuleDict]]:
+def _adapted(module: nn.Module) -> Iterator[tuple[FusedLinear | Linear, Adapters]]:
     for part in module.modules():
         adapters = getattr(part, CHILD, None)
-        if isinstance(part, FusedLinear | Linear) and isinstance(adapters, nn.ModuleDict):
+        if isinstance(part, FusedLinear | Linear) and isinstance(adapters, Adapters):
             yield part, adapters
 
 

@@ -37,10 +37,12 @@ def reducer(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
 def _try_reducer(found: ImageReducer, dims: Dims, alone: bool) -> None:
     """Raises the faults of a reducer on random features. `alone`: without a connector."""
     rows = ReducedRows(found, plugin_calls.modules(found, dims), dims)
-    seen_IND = torch.randn(2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0))
+    features_IND = torch.randn(
+        2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0)
+    )
 
     def connect(x: Tensor) -> Tensor:
         return x if alone else F.linear(x, torch.ones(1, dims.image.width)).expand(*x.shape[:-1], dims.width)
 
     with torch.no_grad():
-        rows.project(seen_IND, connect)
+        rows.project(features_IND, connect)

@@ -32,14 +32,14 @@ class ReducerSubject:
     alone: bool = False
 
     @cached_property
-    def seen_IND(self) -> Tensor:
+    def features_IND(self) -> Tensor:
         """Returns features of images as an encoder gives them."""
         image, noise = self.dims.image, torch.Generator().manual_seed(0)
         return torch.randn(IMAGES, image.tokens, image.width, generator=noise)
 
-    def rows(self, seen_IND: Tensor) -> Tensor:
+    def rows(self, features_IND: Tensor) -> Tensor:
         """Returns the rows of images, [I, rows, D], with a stand-in for the connector."""
-        return ReducedRows(self.reducer, self.module, self.dims).project(seen_IND, self._connect)
+        return ReducedRows(self.reducer, self.module, self.dims).project(features_IND, self._connect)
 
     def _connect(self, x: Tensor) -> Tensor:
         if self.alone:
@@ -54,10 +54,10 @@ class ReducerSubject:
 @torch.no_grad()
 def pure_rows(subject: ReducerSubject) -> Iterator[Problem]:
     """Asks for the rows twice, with other global generators, and once for each image alone."""
-    given = subject.seen_IND.clone()
+    given = subject.features_IND.clone()
     with global_seed(0):
         found = subject.rows(given)
-    if not torch.equal(given, subject.seen_IND):
+    if not torch.equal(given, subject.features_IND):
         yield subject.problem(
             IN_PLACE, "other features of the encoder after the call", expected="features unchanged"
         )
@@ -65,11 +65,11 @@ def pure_rows(subject: ReducerSubject) -> Iterator[Problem]:
         yield subject.problem(NOT_FINITE, "rows that are not finite")
         return
     with global_seed(1):
-        again = subject.rows(subject.seen_IND.clone())
+        again = subject.rows(subject.features_IND.clone())
     if not torch.equal(found, again):
         yield subject.problem(NOT_PURE, "other rows in a second call", expected="the same rows in each call")
         return
-    single = torch.cat([subject.rows(seen[None].clone()) for seen in subject.seen_IND])
+    single = torch.cat([subject.rows(features_ND[None].clone()) for features_ND in subject.features_IND])
     if float((single - found).abs().max()) > NEAR * float(found.abs().max()):
         expected = "rows of an image that do not depend on the other images of a micro-batch"
         yield subject.problem(NOT_PURE, "other rows for an image alone", expected=expected)
@@ -82,7 +82,7 @@ def every_gradient(subject: ReducerSubject) -> Iterator[Problem]:
     named = {name: p for name, p in subject.module.named_parameters() if p.requires_grad}
     if not named:
         return
-    total = subject.rows(subject.seen_IND.clone()).square().sum()
+    total = subject.rows(subject.features_IND.clone()).square().sum()
     found = (
         torch.autograd.grad(total, list(named.values()), allow_unused=True)
         if total.requires_grad
@@ -95,7 +95,7 @@ def every_gradient(subject: ReducerSubject) -> Iterator[Problem]:
 
 def reducer_on_device(subject: ReducerSubject) -> Iterator[Problem]:
     """Asks for the rows of images, and watches where tensors are."""
-    yield from watched(subject.reducer, (), lambda: subject.rows(subject.seen_IND.clone()))
+    yield from watched(subject.reducer, (), lambda: subject.rows(subject.features_IND.clone()))
 
 
 CHECKS: tuple[Check[ReducerSubject], ...] = (pure_rows, every_gradient, reducer_on_device)

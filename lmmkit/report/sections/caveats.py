@@ -76,7 +76,9 @@ def distrust(asked: AskedRuns) -> Iterator[str]:
             yield f"{_listed(names)} {'has' if len(names) == 1 else 'have'} {in_words(list(missing))}."
     yield from _late_logs(runs)
     yield from _short_logs(runs)
-    bare = [run.name for run, answers in zip(runs, asked.of, strict=True) if answers.whole and not answers.header]
+    bare = [
+        run.name for run, answers in zip(runs, asked.of, strict=True) if answers.whole and not answers.header
+    ]
     if bare:
         yield (
             f"{_listed(bare)} {'has' if len(bare) == 1 else 'have'} no answers.json beside its answers: whether they "

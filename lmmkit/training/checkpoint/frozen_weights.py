@@ -18,7 +18,7 @@ from lmmkit.errors import UserError
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest
 from lmmkit.training.checkpoint.read import steps
-from lmmkit.training.checkpoint.tensor_files import HeldTensors
+from lmmkit.training.checkpoint.tensor_files import RankSlices
 
 
 @dataclass
@@ -28,9 +28,9 @@ class OnDisk:
     marks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     files: manifest.Frozen | None = None
 
-    def matches(self, held: HeldTensors, checkpoints: Path) -> bool:
+    def matches(self, slices: RankSlices, checkpoints: Path) -> bool:
         """Returns whether the weights are unchanged, and both copies exist with the right sizes."""
-        if self.files is None or self.marks != held.marks:
+        if self.files is None or self.marks != slices.marks:
             return False
         for name, (size, _) in self.files["files"].items():
             paths = [checkpoints / copy for copy in manifest.copies(self.files, name)]

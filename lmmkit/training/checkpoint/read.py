@@ -158,7 +158,7 @@ def load_newest(run: RunFolder, ranks: Ranks = ALONE) -> Checkpoint | None:
 
 
 def step_of(path: Path) -> int:
-    """Returns the step in a checkpoint's folder name."""
+    """Returns the step in a checkpoint's folder name. Raises `ValueError` for another name."""
     match = STEP_FOLDER.fullmatch(path.name)
     if match is None:
         raise ValueError(f"got folder `{path.name}`; want step-XXXXXXXX")

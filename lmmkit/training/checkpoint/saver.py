@@ -14,7 +14,7 @@ from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint.frozen_weights import OnDisk
 from lmmkit.training.checkpoint.manifest import Frozen
 from lmmkit.training.checkpoint.rng import rng_state
-from lmmkit.training.checkpoint.tensor_files import HeldTensors, hold
+from lmmkit.training.checkpoint.tensor_files import RankSlices, rank_slices
 from lmmkit.training.checkpoint.write import put
 from lmmkit.training.distributed.process_group import Ranks
 
@@ -47,20 +47,20 @@ class Saver:
         self._error: Exception | None = None
         self._names = frozenset(frozen)
         reusable = before is not None and before["tensors"] == sorted(frozen)
-        self._on_disk = OnDisk(hold(frozen, ranks, frozen).marks, before if reusable else None)
-        self._copy: HeldTensors | None = None  # its memory is reused: fresh pages cost more than the copy
+        self._on_disk = OnDisk(rank_slices(frozen, ranks, frozen).marks, before if reusable else None)
+        self._copy: RankSlices | None = None  # its memory is reused: fresh pages cost more than the copy
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step`, or copies its tensors and starts a thread that writes them."""
         self.wait()
-        held, rng = hold(tensors, self._ranks, self._names), rng_state()
+        slices, rng = rank_slices(tensors, self._ranks, self._names), rng_state()
 
-        def write(held: HeldTensors = held) -> None:
+        def write(slices: RankSlices = slices) -> None:
             start = time.monotonic()
             put(
                 self._run,
                 step,
-                held,
+                slices,
                 state,
                 keep=self._keep,
                 rng=rng,
@@ -71,7 +71,7 @@ class Saver:
 
         if not self._in_thread:
             return write()
-        self._copy = held.copied(self._copy)
+        self._copy = slices.copied(self._copy)
         self._thread = threading.Thread(target=self._guarded, args=(write, self._copy), daemon=True)
         self._thread.start()
 
@@ -99,9 +99,9 @@ class Saver:
             " disk."
         )
 
-    def _guarded(self, write: Callable[[HeldTensors], None], held: HeldTensors) -> None:
+    def _guarded(self, write: Callable[[RankSlices], None], slices: RankSlices) -> None:
         try:
-            write(held)
+            write(slices)
         except Exception as error:  # `check` raises it in the loop's thread
             self._error = error
 

@@ -33,30 +33,30 @@ class TensorSlice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HeldTensors:
+class RankSlices:
     """Holds the slices that one rank writes to a checkpoint (`parts`), the layout of the full tensors, and
-    the names of the frozen ones."""
+    the names of those that are frozen."""
 
     parts: Mapping[str, TensorSlice]
     layout: manifest.TensorLayout
-    names: frozenset[str] = frozenset()
+    frozen_names: frozenset[str] = frozenset()
 
     @property
     def changing(self) -> dict[str, TensorSlice]:
         """Returns this rank's slices that an update may change."""
-        return {key: part for key, part in self.parts.items() if key not in self.names}
+        return {key: part for key, part in self.parts.items() if key not in self.frozen_names}
 
     @property
     def frozen(self) -> dict[str, TensorSlice]:
         """Returns this rank's slices of frozen tensors."""
-        return {key: part for key, part in self.parts.items() if key in self.names}
+        return {key: part for key, part in self.parts.items() if key in self.frozen_names}
 
     @property
     def marks(self) -> dict[str, tuple[int, int]]:
         """Returns the address and the version counter of each frozen slice: equal marks mean equal values."""
         return {key: (tensor.data_ptr(), tensor._version) for key, (tensor, _, _) in self.frozen.items()}
 
-    def copied(self, before: HeldTensors | None = None) -> HeldTensors:
+    def copied(self, before: RankSlices | None = None) -> RankSlices:
         """Returns a copy whose changing slices are in separate host memory, so that training can continue.
         Reuses the memory of an earlier copy with the same slices."""
         again = before.parts if before is not None else {}
@@ -69,7 +69,7 @@ class HeldTensors:
         return replace(self, parts={key: parts[key] for key in self.parts})
 
 
-def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = ()) -> HeldTensors:
+def rank_slices(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = ()) -> RankSlices:
     """Returns the slices that this rank saves; uncut tensors are saved by one rank. `frozen`: names."""
     parts = {}
     for key, tensor in tensors.items():
@@ -77,7 +77,7 @@ def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = 
         cut = local.shape != tensor.shape
         if owns(tensor, ranks) and (not cut or len(local)):
             parts[key] = TensorSlice(local, first, cut)
-    return HeldTensors(parts, manifest.layout(tensors), frozenset(frozen))
+    return RankSlices(parts, manifest.layout(tensors), frozenset(frozen))
 
 
 def nbytes(parts: Mapping[str, TensorSlice]) -> int:
@@ -116,9 +116,9 @@ class SavedTensors(Mapping[str, Tensor]):
     def _as_listed(self, key: str) -> bool:
         dtype, sizes = self._layout[key]
         for name, _, n in self._pieces[key]:
-            held = self._files[name].get_slice(key)
-            as_held = str(DTYPES.get(held.get_dtype())).removeprefix("torch.")
-            if [as_held, held.get_shape()] != [dtype, sizes if n is None else [n, *sizes[1:]]]:
+            stored = self._files[name].get_slice(key)
+            as_stored = str(DTYPES.get(stored.get_dtype())).removeprefix("torch.")
+            if [as_stored, stored.get_shape()] != [dtype, sizes if n is None else [n, *sizes[1:]]]:
                 return False
         return True
 

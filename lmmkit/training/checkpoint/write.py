@@ -29,7 +29,7 @@ from lmmkit.training.checkpoint import disk_space, manifest
 from lmmkit.training.checkpoint.frozen_weights import OnDisk, unlisted
 from lmmkit.training.checkpoint.manifest import COPIES, FROZEN, Frozen
 from lmmkit.training.checkpoint.read import RNG, STATE, STEP_FOLDER, steps
-from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice, nbytes
+from lmmkit.training.checkpoint.tensor_files import RankSlices, TensorSlice, nbytes
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 from lmmkit.weights import tensor_writer
 
@@ -52,7 +52,7 @@ class SaveFolders(NamedTuple):
 def put(
     run: RunFolder,
     step: int,
-    held: HeldTensors,
+    slices: RankSlices,
     state: Mapping[str, Any],
     *,
     keep: int,
@@ -62,7 +62,7 @@ def put(
 ) -> Path:
     """Writes the checkpoint of `step`, then removes all but the newest `keep` (at least 2).
 
-    `held` tensors share no memory; `state` is JSON with text keys (NaN and infinities are allowed, tuples are
+    `slices` tensors share no memory; `state` is JSON with text keys (NaN and infinities are allowed, tuples are
     read back as lists). Every rank calls it, with `rng` of that rank. `on_disk`: the frozen weights that
     earlier saves wrote; this save updates it. Raises `MachineError` on all ranks if one cannot write: the
     older checkpoints are unchanged then, and training may continue.
@@ -76,25 +76,27 @@ def put(
 
     on_disk = OnDisk() if on_disk is None else on_disk
     id_ = ranks.broadcast(f"{step:08d}-{secrets.token_hex(4)}")
-    fresh = ranks.all_reduce_max(not on_disk.matches(held, run.checkpoints)) and held.names
+    fresh = ranks.all_reduce_max(not on_disk.matches(slices, run.checkpoints)) and slices.frozen_names
     folders = SaveFolders(
         run.checkpoints / f".tmp-{id_}",
         run.checkpoints / f"step-{step:08d}",
         run.checkpoints / f"frozen-{id_}" if fresh else None,
     )
-    own = nbytes(held.changing) + sum(t.nbytes for t in rng.values()) + len(text)
-    needed = sum(ranks.gather(own + (len(COPIES) * nbytes(held.frozen) if fresh else 0)))
+    own = nbytes(slices.changing) + sum(t.nbytes for t in rng.values()) + len(text)
+    needed = sum(ranks.gather(own + (len(COPIES) * nbytes(slices.frozen) if fresh else 0)))
     try:
-        _all_or_none(ranks, lambda: _make(run, folders, needed) if ranks.first else None)
-        written = _all_or_none(ranks, lambda: _stage(folders, held, rng, ranks))
-        frozen = _frozen(folders.home, held, written) if folders.home else on_disk.files
-        _all_or_none(ranks, lambda: _list(folders, held, text, written, frozen) if ranks.first else None)
+        _all_or_none(ranks, lambda: _make_folders(run, folders, needed) if ranks.first else None)
+        written = _all_or_none(ranks, lambda: _stage(folders, slices, rng, ranks))
+        frozen = _frozen(folders.home, slices, written) if folders.home else on_disk.files
+        _all_or_none(
+            ranks, lambda: _complete(folders, slices, text, written, frozen) if ranks.first else None
+        )
     except OSError as error:
         if ranks.first:
             for path in (folders.staging, *unlisted(run)):
                 shutil.rmtree(path, ignore_errors=True)
         raise MachineError(disk_space.cannot_write(folders.target, needed, error)) from error
-    on_disk.marks, on_disk.files = held.marks, frozen
+    on_disk.marks, on_disk.files = slices.marks, frozen
     if ranks.first:
         _prune(run, keep)
     return folders.target
@@ -142,7 +144,7 @@ def sweep(run: RunFolder) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _make(run: RunFolder, folders: SaveFolders, needed: int) -> None:
+def _make_folders(run: RunFolder, folders: SaveFolders, needed: int) -> None:
     disk_space.require(needed, run.path)
     io_point("make the folder")
     folders.staging.mkdir(parents=True)
@@ -151,14 +153,14 @@ def _make(run: RunFolder, folders: SaveFolders, needed: int) -> None:
         folders.home.mkdir()
 
 
-def _stage(folders: SaveFolders, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
+def _stage(folders: SaveFolders, slices: RankSlices, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
     """Writes this rank's files and waits for the disk. Returns two results of `_write_parts`: for the
     checkpoint and for the frozen weights."""
     rank = "" if ranks.alone else f"rank{ranks.rank:05d}-"
     frozen: list = [{}, []]
     if (home := folders.home) is not None:
-        frozen = _write_parts(held.frozen, f"frozen-{rank}", [f"{home}/{copy}-" for copy in COPIES])
-    own = _write_parts(held.changing, f"shard-{rank}", [f"{folders.staging}/"])
+        frozen = _write_parts(slices.frozen, f"frozen-{rank}", [f"{home}/{copy}-" for copy in COPIES])
+    own = _write_parts(slices.changing, f"shard-{rank}", [f"{folders.staging}/"])
     name = RNG.format(ranks.rank)
     own[0][name] = _write_tensors(folders.staging / name, rng)
     return [own, frozen]
@@ -194,12 +196,14 @@ def _collected(written: Iterable[list]) -> tuple[dict[str, list[int]], dict[str,
     return files, {key: sorted(found, key=lambda piece: piece[1]) for key, found in pieces.items()}
 
 
-def _frozen(home: Path, held: HeldTensors, written: list) -> Frozen:
+def _frozen(home: Path, slices: RankSlices, written: list) -> Frozen:
     files, pieces = _collected(frozen for _, frozen in written)
-    return {"folder": home.name, "files": files, "tensors": sorted(held.names), "parts": pieces}
+    return {"folder": home.name, "files": files, "tensors": sorted(slices.frozen_names), "parts": pieces}
 
 
-def _list(folders: SaveFolders, held: HeldTensors, state: str, written: list, frozen: Frozen | None) -> None:
+def _complete(
+    folders: SaveFolders, slices: RankSlices, state: str, written: list, frozen: Frozen | None
+) -> None:
     """Completes the save on the first rank: writes the state, the manifest last, and renames the folder."""
     if folders.home is not None:
         io_point("sync the folder of frozen weights")
@@ -207,17 +211,17 @@ def _list(folders: SaveFolders, held: HeldTensors, state: str, written: list, fr
         fsync(folders.home.parent)
     files, pieces = _collected(own for own, _ in written)
     files[STATE] = _write_bytes(folders.staging / STATE, state.encode())
-    _write_bytes(folders.staging / manifest.FILE_NAME, manifest.encode(files, held.layout, pieces, frozen))
+    _write_bytes(folders.staging / manifest.FILE_NAME, manifest.encode(files, slices.layout, pieces, frozen))
     io_point("sync the folder")
     fsync(folders.staging)
     _publish(folders.staging, folders.target)
 
 
-def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]:
+def _shards(parts: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]:
     """Groups slices into files by size, in the given order. A larger slice gets a separate file."""
     shard: dict[str, TensorSlice] = {}
     size = 0
-    for key, part in held.items():
+    for key, part in parts.items():
         if shard and size + part.tensor.nbytes > SHARD_BYTES:
             yield shard
             shard, size = {}, 0

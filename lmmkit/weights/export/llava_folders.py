@@ -30,6 +30,7 @@ HUB = {
     "text.model.": "language_model.model.", "text.lm_head.": "language_model.lm_head.",
 }  # fmt: skip
 ORIGINAL = {
+    "connector.newline": "model.image_newline",
     "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
     "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
 }  # fmt: skip
@@ -56,10 +57,9 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
         unsupported.append(("an encoder without a class token", "a CLIP encoder"))
     if isinstance(model.image_fit, Native):
         unsupported.append(("images that keep their shape", "`crop`, `pad` or `stretch`"))
-    if isinstance(model.image_fit, AnyRes) and kind != "llava-next":
-        unsupported.append(
-            ("images cut into tiles", "`crop`, `pad` or `stretch`; `--format llava-next` has tiles")
-        )
+    if isinstance(model.image_fit, AnyRes) and kind == "llava-hf":
+        supported = "`crop`, `pad` or `stretch`; `--format llava-next` has tiles"
+        unsupported.append(("images cut into tiles", supported))
     if kind == "llava-next" and isinstance(model.image_fit, str):
         unsupported.append((f"`image_fit: {model.image_fit}`", "images cut into tiles, `{kind: anyres}`"))
     if kind == "llava" and model.image_fit == "stretch":
@@ -289,10 +289,22 @@ def _original_config(model: Exported) -> dict[str, Any]:
         # LLaVA reads the encoder's shape from another folder; with it, this one can be imported alone
         "vision_config": _vision_config(model, full=True),
         "mm_vision_select_layer": vision.feature_layer, "mm_vision_select_feature": "patch",
-        "mm_patch_merge_type": "flat", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
-        "image_aspect_ratio": model.image_fit if model.image_fit == "pad" else "square",
+        "mm_use_im_start_end": False, "mm_use_im_patch_token": False, **_original_images(model),
         "tokenizer_padding_side": "right", "tokenizer_model_max_length": model.shape.context,
     }  # fmt: skip
+
+
+def _original_images(model: Exported) -> dict[str, Any]:
+    """Returns the keys of original LLaVA's config that say what is done with images."""
+    if not isinstance(model.image_fit, AnyRes):
+        aspect = "pad" if model.image_fit == "pad" else "square"
+        return {"mm_patch_merge_type": "flat", "image_aspect_ratio": aspect}
+    sizes = [[width, height] for height, width in processor_files.pixels_of_grids(model)]
+    return {
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": sizes,
+    }
 
 
 def _or_none(model: Exported, key: str) -> int | None:

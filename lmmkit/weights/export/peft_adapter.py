@@ -3,7 +3,8 @@
     adapter_config.json  adapter_model.safetensors
 
 The base is the model from which the stage started. A connector that was also trainable is saved in full
-(`modules_to_save`).
+(`modules_to_save`). A newline row is in no module that could be saved: it has the name that it has in the base, and
+`peft` writes it over the base's, as it does with the biases of `bias: all`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.detect import peft_source
 from lmmkit.weights.export.export_model import export_folder
 from lmmkit.weights.name_maps import map_names
-from lmmkit.weights.pretrained_folder import CONNECTOR
+from lmmkit.weights.pretrained_folder import CONNECTOR_OF_TILES
 
 WRAPPED = "base_model.model."  # the prefix that peft adds to the names of the base
-PROJECTOR = "multi_modal_projector"
+PROJECTOR, NEWLINE = "multi_modal_projector", "image_newline"
 UPDATE = re.compile(r"lmm\.decoder\.blocks\.(\d+)\.(.+)\.lora\.(\w+)\.([ab])")
 PROJECTIONS = {
     ours: theirs.removesuffix(".weight") for ours, theirs in LLAMA if theirs.endswith("_proj.weight")
@@ -59,8 +60,10 @@ def write(adapter: PeftAdapter, folder: Path) -> None:
     """Writes the folder under a temporary name and renames it. `folder` is new or empty."""
     before = f"{WRAPPED}model.language_model." if adapter.has_vision else f"{WRAPPED}model."
     tensors = {_named(name, before): t.float().contiguous() for name, t in adapter.updates.items()}
-    for ours, theirs in CONNECTOR if adapter.connector else ():
-        tensors[f"{WRAPPED}model.{PROJECTOR}.{theirs}"] = adapter.connector[ours].float().contiguous()
+    public = dict(CONNECTOR_OF_TILES)
+    for ours, tensor in adapter.connector.items():
+        name = NEWLINE if public[ours] == "newline" else f"{PROJECTOR}.{public[ours]}"
+        tensors[f"{WRAPPED}model.{name}"] = tensor.float().contiguous()
     with export_folder(folder) as aside:
         tensor_writer.write(
             aside / "adapter_model.safetensors", tensor_writer.widest_first(tensors), {"format": "pt"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmmkit.commands.answers.group import _compared
+from lmmkit.commands.answers.group import _comparison_lines
 from lmmkit.commands.evaluate import aligned
 from lmmkit.commands.support.common import print_table
 from lmmkit.evaluate.answers.answers_file import AnswersFolder
@@ -73,7 +73,7 @@ def test_what_is_refused(tmp_path, words, code):
     assert code in run(*(word.format(files=tmp_path / "files") for word in words), code=2)
 
 
-def test_two_results_are_compared(tmp_path):
+def test_two_results_are_comparison_lines(tmp_path):
     write_answers(tmp_path / "A" / "toy", tmp_path / "files", lambda item: item.gold)
     write_answers(tmp_path / "B" / "toy", tmp_path / "files", lambda item: "a")
     text = run("compare", tmp_path / "A", tmp_path / "B")
@@ -93,7 +93,7 @@ def test_the_table_of_a_comparison_fits_into_80_columns(capsys, monkeypatch):
         only_first=1_234, only_second=2_345, p=1e-9, p_holm=0.0314, detectable=0.1234, n=8_910, left_out=0,
     )  # fmt: skip
     whole = replace(longest, first=1.0, second=1.0, task="pope", p=1.0, detectable=None)
-    print_table(aligned("A: a\nB: b", _compared([longest, whole])))
+    print_table(aligned("A: a\nB: b", _comparison_lines([longest, whole])))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.split() == [

@@ -18,7 +18,7 @@ from lmmkit.data.image_files.image_file import read_bytes
 from lmmkit.data.sources.bad_records import STRICT, Policy
 from lmmkit.data.sources.records import open_records
 from lmmkit.errors import MachineError, UserError
-from lmmkit.recipe.rules import check_source
+from lmmkit.recipe.rules.data_rules import check_source
 from lmmkit.recipe.stage import Source
 from lmmkit.runs import files
 from tests.data.sources.joined.test_joined_records import coco, vqa

@@ -164,7 +164,7 @@ def read_skip(tiny):
 
 def ledger(path, share=0.0):
     return BadRecordLog(
-        path=path, stage="one", before=5, policies={"a": Policy("skip", share)}, seen={"a": 4.0}
+        path=path, stage="one", before=5, policies={"a": Policy("skip", share)}, per_step={"a": 4.0}
     )
 
 

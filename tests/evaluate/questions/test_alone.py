@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lmmkit.evaluate.questions import alone as module
-from lmmkit.evaluate.questions.alone import Alone, Parting, ask_alone
-from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ask, replies
+from lmmkit.evaluate.questions.alone import Alone, ask_alone
+from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ReplyDifference, ask, replies
 from tests.conftest import PLAIN
 from tests.support.random_chat_model import random_chat_model, scene_samples
 
@@ -69,7 +69,7 @@ def test_a_parting_has_the_token_and_the_gap_of_the_question_alone(model, questi
     monkeypatch.setattr(module, "replies", other)
     kept = {**kept_answers(model, questions), victim.key: text}
     found = ask_alone(model, questions, kept, len(questions), max_new_tokens=NEW, world=world)
-    assert found.partings == (Parting(victim.key, 2, pytest.approx(gaps[2])),)
+    assert found.differences == (ReplyDifference(victim.key, 2, pytest.approx(gaps[2])),)
     assert found.as_json() == {
         "asked": 12, "differ": [{"condition": "own", "id": victim.key[1], "token": 2, "gap": pytest.approx(gaps[2])}],
     }  # fmt: skip
@@ -78,4 +78,4 @@ def test_a_parting_has_the_token_and_the_gap_of_the_question_alone(model, questi
 def test_a_kept_answer_that_its_batch_does_not_repeat_has_no_place(model, questions):
     kept = kept_answers(model, questions) | {questions[3].key: "of another machine"}
     found = ask_alone(model, questions, kept, 12, max_new_tokens=NEW)
-    assert found.partings == (Parting(questions[3].key, None, None),)
+    assert found.differences == (ReplyDifference(questions[3].key, None, None),)

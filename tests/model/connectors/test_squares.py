@@ -22,7 +22,7 @@ def test_squares_are_in_the_order_of_the_image():
     numbers = torch.tensor(by_hand(GRID, FACTOR))
     assert torch.equal(squares(x_IND, GRID, FACTOR), x_IND[:, numbers])
     connector = SquaresConnector(5, 7, GRID, FACTOR)
-    torch.testing.assert_close(connector.seen_by_rows(x_IND), x_IND[:, numbers].mean(2))
+    torch.testing.assert_close(connector.row_features(x_IND), x_IND[:, numbers].mean(2))
     assert SquaresConnector.rows(GRID, FACTOR) == len(numbers) == 6
 
 

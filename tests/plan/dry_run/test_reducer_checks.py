@@ -26,50 +26,50 @@ class Sound(ImageReducer):
     def modules(self, dims):
         return nn.Linear(dims.image.width, dims.image.width)
 
-    def reduce(self, seen_INE, connect, module):
-        return connect(module(seen_INE[:, :3]))
+    def reduce(self, features_INE, connect, module):
+        return connect(module(features_INE[:, :3]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws(Sound):
-    def reduce(self, seen_INE, connect, module):
-        return connect(module(seen_INE[:, torch.randperm(9)[:3]]))
+    def reduce(self, features_INE, connect, module):
+        return connect(module(features_INE[:, torch.randperm(9)[:3]]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixes(Sound):
-    def reduce(self, seen_INE, connect, module):
-        return connect(module(seen_INE[:, :3] - seen_INE[:, :3].mean(0)))
+    def reduce(self, features_INE, connect, module):
+        return connect(module(features_INE[:, :3] - features_INE[:, :3].mean(0)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes(Sound):
-    def reduce(self, seen_INE, connect, module):
-        return connect(module(seen_INE.mul_(2)[:, :3]))
+    def reduce(self, features_INE, connect, module):
+        return connect(module(features_INE.mul_(2)[:, :3]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unused(Sound):
-    def reduce(self, seen_INE, connect, module):
-        return connect(seen_INE[:, :3])
+    def reduce(self, features_INE, connect, module):
+        return connect(features_INE[:, :3])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Half(Sound):
-    def reduce(self, seen_INE, connect, module):
-        return connect(seen_INE[:, :3] @ module.weight.T)
+    def reduce(self, features_INE, connect, module):
+        return connect(features_INE[:, :3] @ module.weight.T)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Infinite(Sound):
-    def reduce(self, seen_INE, connect, module):
-        return connect(module(seen_INE[:, :3].log()))
+    def reduce(self, features_INE, connect, module):
+        return connect(module(features_INE[:, :3].log()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wide(Sound):
-    def reduce(self, seen_INE, connect, module):
-        return connect(module(seen_INE[:, :4]))
+    def reduce(self, features_INE, connect, module):
+        return connect(module(features_INE[:, :4]))
 
 
 @dataclass(frozen=True, kw_only=True)

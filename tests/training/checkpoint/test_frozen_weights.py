@@ -202,8 +202,8 @@ def test_a_save_that_lacks_only_its_name_is_finished_with_its_frozen_weights(run
 
 def test_room_is_asked_for_two_copies_once_a_stage(run, monkeypatch):
     asked = []
-    make = write._make
-    monkeypatch.setattr(write, "_make", lambda *args: (asked.append(args[-1]), make(*args)))
+    make = write._make_folders
+    monkeypatch.setattr(write, "_make_folders", lambda *args: (asked.append(args[-1]), make(*args)))
     stage(run, [1, 2, 3])
     assert asked[0] - 2 * 4 * (6 + 6) == asked[1] == asked[2]
 

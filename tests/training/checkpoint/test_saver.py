@@ -91,7 +91,7 @@ def test_a_save_that_torchrun_would_not_wait_for_is_reported_once(
     run, monkeypatch, capsys, world, grace, notices
 ):
     monkeypatch.setattr(saver, "put", lambda *args, **options: None)
-    monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: tensor_files.HeldTensors({}, {}))
+    monkeypatch.setattr(saver, "rank_slices", lambda tensors, ranks, frozen: tensor_files.RankSlices({}, {}))
     monkeypatch.setattr(saver, "_GRACE", grace)
     saves = Saver(run, keep=2, ranks=Ranks(world), in_thread=False)
     for step in (1, 2):

@@ -16,7 +16,7 @@ from lmmkit.runs.files import file_crc32, fsync
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import disk_space, manifest, read, write
 from lmmkit.training.checkpoint.rng import rng_state, set_rng_state
-from lmmkit.training.checkpoint.tensor_files import hold
+from lmmkit.training.checkpoint.tensor_files import rank_slices
 from lmmkit.training.distributed.process_group import ALONE
 
 CRASHED = 77
@@ -35,7 +35,7 @@ def tensors_of(step):
 
 def save(run, step, keep=2):
     state = {"step": step, "nested": {"worst": float("inf")}}
-    return write.put(run, step, hold(tensors_of(step), ALONE), state, keep=keep, rng=rng_state())
+    return write.put(run, step, rank_slices(tensors_of(step), ALONE), state, keep=keep, rng=rng_state())
 
 
 def assert_exact(path):
@@ -82,7 +82,7 @@ def test_what_is_saved_comes_back(run, monkeypatch):
     monkeypatch.setattr(write, "fsync", fsync)
     torch.manual_seed(1)
     state = {"list": [1, 2.5, None], "text": "x", "worst": float("-inf")}
-    path = write.put(run, 7, hold(tensors_of(7), ALONE), state, keep=2, rng=rng_state())
+    path = write.put(run, 7, rank_slices(tensors_of(7), ALONE), state, keep=2, rng=rng_state())
     drawn = torch.rand(5)
     assert path == run.checkpoints / "step-00000007" == read.newest(run).path
     found = read.load(path, spoiled=())
@@ -95,7 +95,7 @@ def test_what_is_saved_comes_back(run, monkeypatch):
 
 
 def test_no_tensors_at_all(run):
-    path = write.put(run, 0, hold({}, ALONE), {}, keep=2, rng=rng_state())
+    path = write.put(run, 0, rank_slices({}, ALONE), {}, keep=2, rng=rng_state())
     assert read.load(path).tensors == {}
 
 
@@ -104,11 +104,11 @@ def test_bad_arguments_touch_nothing(run):
         options = {"keep": 2, "step": 1} | wrong
         step, keep = options["step"], options["keep"]
         with pytest.raises(ValueError):
-            write.put(run, step, hold({}, ALONE), {}, keep=keep, rng=rng_state())
+            write.put(run, step, rank_slices({}, ALONE), {}, keep=keep, rng=rng_state())
     with pytest.raises(TypeError, match=r"state\.groups\[0\]"):
-        write.put(run, 1, hold({}, ALONE), {"groups": [{0: 1}]}, keep=2, rng=rng_state())
+        write.put(run, 1, rank_slices({}, ALONE), {"groups": [{0: 1}]}, keep=2, rng=rng_state())
     with pytest.raises(TypeError):
-        write.put(run, 1, hold({}, ALONE), {"x": object()}, keep=2, rng=rng_state())
+        write.put(run, 1, rank_slices({}, ALONE), {"x": object()}, keep=2, rng=rng_state())
     assert not run.checkpoints.exists()
 
 
@@ -376,7 +376,7 @@ def test_disk_full_loses_nothing(run, forked, capfd):
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            write.put(run, 2, hold(big, ALONE), {}, keep=2, rng=rng_state())
+            write.put(run, 2, rank_slices(big, ALONE), {}, keep=2, rng=rng_state())
         except MachineError as error:
             print(error)
             return error.exit_code

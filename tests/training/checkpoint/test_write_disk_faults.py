@@ -15,7 +15,7 @@ from lmmkit.runs import files
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read, write
 from lmmkit.training.checkpoint.rng import rng_state
-from lmmkit.training.checkpoint.tensor_files import hold
+from lmmkit.training.checkpoint.tensor_files import rank_slices
 from lmmkit.training.distributed.process_group import ALONE
 from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
 from lmmkit.training.run import train
@@ -127,11 +127,11 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tiny, tmp_p
 def test_order_is_by_step_and_not_by_the_clock(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     for step in (1, 2, 3):
-        path = write.put(run, step, hold({"w": torch.zeros(1)}, ALONE), {}, keep=3, rng=rng_state())
+        path = write.put(run, step, rank_slices({"w": torch.zeros(1)}, ALONE), {}, keep=3, rng=rng_state())
         for file in (path, *path.iterdir()):
             os.utime(file, (10**9 - step * 10**6,) * 2)
     assert read.step_of(read.newest(run).path) == 3
-    write.put(run, 4, hold({"w": torch.zeros(1)}, ALONE), {}, keep=2, rng=rng_state())
+    write.put(run, 4, rank_slices({"w": torch.zeros(1)}, ALONE), {}, keep=2, rng=rng_state())
     assert steps(run) == [3, 4]
 
 

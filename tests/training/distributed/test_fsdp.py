@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from lmmkit import build
-from lmmkit.cost_estimate import _whole, estimate, staged
+from lmmkit.cost_estimate import estimate, staged, whole_parameters
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
@@ -28,7 +28,7 @@ from lmmkit.recipe import Recipe
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read, state_dict, write
 from lmmkit.training.checkpoint.rng import rng_state
-from lmmkit.training.checkpoint.tensor_files import hold
+from lmmkit.training.checkpoint.tensor_files import rank_slices
 from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import ALONE, Ranks, joined
 from lmmkit.training.run import train
@@ -255,7 +255,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
                 local, first = fsdp.local_rows(tensor)
                 marked = _marked(key, torch.empty(tensor.shape, dtype=tensor.dtype))
                 local.copy_(marked[first : first + len(local)] if local.ndim else marked)
-            write.put(run, 7, hold(held, ranks), {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
+            write.put(run, 7, rank_slices(held, ranks), {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
 
     def read_checkpoint(rank):
         with joined() as ranks:
@@ -289,7 +289,7 @@ def test_damage_to_one_rank_s_files_is_seen_by_all(tmp_path):
                     torch.full((2, 3), float(rank)), init_device_mesh("cpu", (3,)), [Shard(0)]
                 )
             }
-            write.put(run, 1, hold(held, ranks), {}, keep=2, rng=rng_state(), ranks=ranks)
+            write.put(run, 1, rank_slices(held, ranks), {}, keep=2, rng=rng_state(), ranks=ranks)
 
     local_ranks.run(3, fill, tmp_path / "fill")
     path = run.checkpoints / "step-00000001"
@@ -422,7 +422,7 @@ def test_a_rank_has_the_memory_that_check_estimates(mixed, tmp_path, exchange):
             print(json.dumps([held, moments]))
 
     held, moments = json.loads(local_ranks.run(2, body, tmp_path)[0])
-    whole, gathered = _whole(recipe, staged(prepared, "only")[0])
+    whole, gathered = whole_parameters(recipe, staged(prepared, "only")[0])
     assert not whole and estimated["weights"] == held + sum(p.nbytes for p in gathered)
     assert estimated["optimizer"] == moments
     values = sum(p.numel() for p in staged(prepared, "only")[0].parameters())

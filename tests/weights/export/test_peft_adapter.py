@@ -64,8 +64,9 @@ def wrapped(model: hf.PreTrainedModel, adapter) -> torch.nn.Module:
     from peft import PeftModel  # it takes seconds to import: only in the process that runs this file
 
     opened = PeftModel.from_pretrained(model, adapter).eval()
-    named = {n for n, _ in opened.named_parameters() if "lora_" in n or "modules_to_save.default" in n}
     stored = load_file(adapter / "adapter_model.safetensors")
+    kinds = "lora_", "modules_to_save.default"
+    named = {n for n, _ in opened.named_parameters() if any(kind in n for kind in kinds) or n in stored}
     assert {n.replace(".default", "").replace(".modules_to_save", "") for n in named} == set(stored)
     return opened
 
@@ -295,15 +296,47 @@ def test_an_adapter_of_a_model_that_cuts_images_into_tiles(tiled, tmp_path):
         assert torch.equal(merged.prompt_logits([view])[0][:, :rows], got)
 
 
+def test_a_newline_row_that_was_trained_is_in_the_adapter(tiled, tmp_path):
+    """Gives the model of the stage another connector, and a recipe that trained it."""
+    run, base = tiled
+    folder, adapter = shutil.copytree(run.model("finetune"), tmp_path / "model"), tmp_path / "adapter"
+    text, state = (folder / "recipe.yaml").read_text(), load_file(folder / "model.safetensors")
+    changed = text.replace("train:\n      text:", "train:\n      connector: {}\n      text:")
+    assert changed != text
+    (folder / "recipe.yaml").write_text(changed)
+    state = {n: t + 0.1 * torch.randn_like(t) if "connector" in n else t for n, t in state.items()}
+    save_file(state, folder / "model.safetensors")
+    export_model(folder, adapter, "peft")
+    require_equal(adapter, verify_export(folder, adapter, "peft"))
+    theirs = wrapped(hf.LlavaNextForConditionalGeneration.from_pretrained(base), adapter)
+    ours = lmmkit.load(folder, device="cpu")
+    noisy_image(90, 31).save(tmp_path / "wide.png")
+    (view,) = views_of(ours, [[str(tmp_path / "wide.png")]])
+    (got,) = ours.prompt_logits([view])
+    inputs = processor()([Pil.open(tmp_path / "wide.png")], return_tensors="pt")
+    id_1T = torch.tensor([ids_of(ours, theirs, view)])
+    with torch.no_grad():
+        want = theirs(input_ids=id_1T, **inputs).logits[0]
+    off = hf_model_folders.error(got, want[:, : got.shape[1]])
+    show("off_newline", off)
+    assert off < 1e-5
+    alone = hf.LlavaNextForConditionalGeneration.from_pretrained(base)
+    before = alone.model.image_newline.clone()
+    alone.load_adapter(adapter)  # transformers without a `PeftModel`
+    own = state["lmm.connector.newline.row"]
+    assert torch.equal(alone.model.image_newline, own) and not torch.equal(before, own)
+    import_model(adapter, tmp_path / "again", base=base)
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[name][: len(t)], t) for name, t in state.items())
+    row = "base_model.model.model.image_newline"
+    rewritten(adapter, lambda s: s.update({row: s[row] + 1}))
+    assert {e.what for e in verify_export(folder, adapter, "peft") if e.equal is False} == {"connector"}
+
+
 def test_what_an_adapter_cannot_have_of_images_by_their_shape_is_refused(tiled, tmp_path):
     run, base = tiled
     folder = shutil.copytree(run.model("finetune"), tmp_path / "model")
     text = (folder / "recipe.yaml").read_text()
-    (folder / "recipe.yaml").write_text(
-        text.replace("train:\n      text:", "train:\n      connector: {}\n      text:")
-    )
-    with pytest.raises(UserError, match=r"newline row that was trained.*export/unsupported-part"):
-        export_model(folder, tmp_path / "adapter", "peft")
     keys = "model.chat", "data.captions", "data.questions", "data.heldout", "data.heldout_captions"
     native = [f"{key}.image_fit={{kind: native, max_patches: 9}}" for key in keys]
     (folder / "recipe.yaml").write_text(dump(read_text(text, overrides=native)))

@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lmmkit.data.sources.joined.known_files import list_name, object_name
 from lmmkit.data.sources.json_records import RawRecord, nothing_more, read_list, take_value, wrong
 from lmmkit.data.sources.json_stream import Parser, Window
 from lmmkit.errors import UserError
-from lmmkit.errors.data import RECORDS_FILE
+from lmmkit.errors.data import OFFICIAL_FILE
 
 
-def read_lists(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
+def read_lists(window: Window, name: str, expected: str) -> Iterator[tuple[str, RawRecord]]:
     """Returns (key, value) of the object in the file, and in place of its list `name` (name, item) of each item.
 
-    If the object is broken or ends too early, the last value has faults and `ends`. Raises `UserError` for a file
-    that contains no object, or an object without the list.
+    If the object is broken or ends too early, the last value has faults and `ends`. Raises `UserError`, which says what
+    was `expected`, for a file that contains no object, or an object without the list.
     """
+    if window.peek() == "[":
+        first = next(read_list(window), None)
+        raise refused(window.path, list_name(None if first is None else first.value), expected)
     if window.peek() != "{":
-        got = "a JSON list" if window.peek() == "[" else "no JSON object"
-        raise _no_list(window.path, got, name)
-    return _read(window, name)
+        raise refused(window.path, "no JSON object", expected)
+    return _read(window, name, expected)
 
 
-def _read(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
-    parser, known, raw = Parser(), list[str](), RawRecord(0, window.line)
+def _read(window: Window, name: str, expected: str) -> Iterator[tuple[str, RawRecord]]:
+    parser, known, raw = Parser(), dict[str, None](), RawRecord(0, window.line)
     window.take(window.at + 1)
     closed = window.peek() == "}"
     while not closed:
@@ -43,13 +46,13 @@ def _read(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
                 ),
             )
             return
-        known.append(key.value)
+        known[key.value] = None
         window.take(window.at + 1)
         if window.peek() == "[" and key.value == name:
             for raw in read_list(window):
                 yield key.value, raw
         elif key.value == name:
-            raise _no_list(window.path, f"no list under `{name}`", name)
+            raise refused(window.path, f"no list under `{name}`", expected)
         else:
             yield key.value, (raw := take_value(window, parser, 0))
         if raw.ends:
@@ -64,10 +67,11 @@ def _read(window: Window, name: str) -> Iterator[tuple[str, RawRecord]]:
             window.peek()
     window.take(window.at + 1)
     if name not in known:
-        raise _no_list(window.path, f"an object with the keys {', '.join(known)[:200] or 'none'}", name)
+        raise refused(window.path, object_name(known), expected)
     for raw in nothing_more(window, 0, "object"):
         yield "", raw
 
 
-def _no_list(path: Path, got: str, name: str) -> UserError:
-    return UserError(RECORDS_FILE.at(str(path), got=got, expected=f"a JSON object with the list `{name}`"))
+def refused(path: Path, got: str, expected: str) -> UserError:
+    """Returns the error of a file of another form."""
+    return UserError(OFFICIAL_FILE.at(str(path), got=got, expected=expected))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from lmmkit.data.image_markers import MARKER
@@ -20,68 +18,89 @@ ASK_SHORT = "Answer the question using a single word or phrase."
 Entry = Mapping[str, object]
 
 
-@dataclass(frozen=True)
 class OfficialForm(ABC):
     """Describes a list of entries, `asked`, each of which refers by `link` to an entry of another list, `given`,
-    that has the value under `id_`. `files`: the file of `asked`, then that of `given`."""
+    that has the value under `id_`. `together`: each file has both lists. `expected`: what a file with one of the lists
+    is. `needed`: a key of the entries of a list that those of other data sets lack."""
 
-    files: tuple[Path, Path]
     asked: ClassVar[str]
     given: ClassVar[str]
     link: ClassVar[str]
     id_: ClassVar[str]
+    together: ClassVar[bool]
+    expected: ClassVar[Mapping[str, str]]
+    needed: ClassVar[Mapping[str, str]]
 
     @abstractmethod
-    def record(self, raw: RawRecord, entry: Entry, other: Entry, subset: str) -> RawRecord:
-        """Returns the record of an entry of `asked` and the other entry in LLaVA's form. `subset`: the value
-        `data_subtype` of the file of `given`; empty if it has none."""
+    def image(self, entry: Entry, other: Entry, subset: str) -> object:
+        """Returns the name of the image of an entry of `asked` and the other entry; None if there is none. `subset`:
+        the value `data_subtype` of the file of `given`; empty if it has none."""
+
+    @abstractmethod
+    def record(self, raw: RawRecord, entry: Entry, other: Entry, image: object) -> RawRecord:
+        """Returns the record of an entry of `asked` and the other entry in LLaVA's form."""
 
 
 class CocoCaptions(OfficialForm):
     """Reads `{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}`: each caption is a
     record, whose question is the image alone."""
 
-    asked, given, link, id_ = "annotations", "images", "image_id", "id"
+    asked, given, link, id_, together = "annotations", "images", "image_id", "id", True
+    expected: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        (asked, given), "captions of COCO, a JSON object with the lists `images` and `annotations`"
+    )
+    needed: ClassVar[Mapping[str, str]] = {"annotations": "caption", "images": "id"}
 
-    def record(self, raw: RawRecord, entry: Entry, other: Entry, subset: str) -> RawRecord:
+    def image(self, entry: Entry, other: Entry, subset: str) -> object:
+        """Returns the name of the image of a caption."""
+        return other.get("file_name")
+
+    def record(self, raw: RawRecord, entry: Entry, other: Entry, image: object) -> RawRecord:
         """Returns the record of a caption and the entry of its image."""
-        value = {
-            "id": entry.get("id"),
-            "image": other.get("file_name"),
-            **_turns(MARKER, entry.get("caption")),
-        }
+        caption, spaces = _stripped(entry, "caption")
+        value = {"id": entry.get("id"), "image": image, **_turns(MARKER, caption)}
         rest = {**_others(other, "id", "file_name"), **_others(entry, "id", "caption")}
         names = {"image": "images.file_name", "value": "caption", **_entry_names("annotations", raw)}
-        return raw._replace(value=value | rest, notes=_passed_over(entry, "id"), names=names)
+        return raw._replace(value=value | rest, notes=(*_passed_over(entry, "id"), *spaces), names=names)
 
 
 class VqaQuestions(OfficialForm):
     """Reads VQA v2's `{"questions": [{"question_id", "image_id", "question"}]}` and `{"data_subtype", "annotations":
     [{"question_id", "image_id", "multiple_choice_answer", "answers"}]}`: each question is a record."""
 
-    asked, given, link, id_ = "questions", "annotations", "question_id", "question_id"
+    asked, given, link, id_, together = "questions", "annotations", "question_id", "question_id", False
+    expected: ClassVar[Mapping[str, str]] = {
+        "questions": "VQA's questions, a JSON object with the list `questions`",
+        "annotations": "VQA's annotations, a JSON object with the list `annotations`",
+    }
+    needed: ClassVar[Mapping[str, str]] = {"questions": "question", "annotations": "question_id"}
 
-    def record(self, raw: RawRecord, entry: Entry, other: Entry, subset: str) -> RawRecord:
+    def image(self, entry: Entry, other: Entry, subset: str) -> object:
+        """Returns the name of the image of a question: its own, or COCO's."""
+        name, number = entry.get("image"), as_id(entry.get("image_id"))
+        if name is None and subset and number is not None and number.isascii() and number.isdecimal():
+            return f"COCO_{subset}_{int(number):012d}.jpg"
+        return name
+
+    def record(self, raw: RawRecord, entry: Entry, other: Entry, image: object) -> RawRecord:
         """Returns the record of a question and its annotation. Without `multiple_choice_answer` the most frequent
         answer is the right one, of several the first."""
-        image, question, problems = entry.get("image_id"), entry.get("question"), list[tuple[str, Problem]]()
-        name = entry.get("image")
-        if name is None and subset and type(image) is int:
-            name = f"COCO_{subset}_{image:012d}.jpg"
-        if name is None:
+        problems = list[tuple[str, Problem]]()
+        if image is None:
             got, expected = (
                 "no image",
                 "`image`, or an integer `image_id` with a `data_subtype` of the annotations",
             )
             problems.append(("questions.image_id", OFFICIAL_ENTRY.at("", got=got, expected=expected)))
-        if "image_id" in other and other["image_id"] != image:
+        if "image_id" in other and as_id(other["image_id"]) != as_id(entry.get("image_id")):
             got = f"`image_id` {_shown(other['image_id'])}"
-            expected = f"{_shown(image)}, as the question has it"
+            expected = f"{_shown(entry.get('image_id'))}, as the question has it"
             problems.append(("annotations.image_id", OFFICIAL_ENTRY.at("", got=got, expected=expected)))
+        question, spaces = _stripped(entry, "question")
+        right, more_spaces = _stripped(other, "multiple_choice_answer")
         answers, lost = _answers(other.get("answers"))
-        right = other.get("multiple_choice_answer")
         if right is None and answers:
-            right = Counter(answers).most_common(1)[0][0]
+            right = Counter(answers).most_common(1)[0][0].strip()
         if not isinstance(question, str):
             problem = TYPE.at("", got=f"`question` {_shown(question)}", expected="a string")
             problems.append((f"questions.{raw.index}.question", problem))
@@ -90,19 +109,31 @@ class VqaQuestions(OfficialForm):
             expected = "the text `multiple_choice_answer` of its annotation, or a text in `answers`"
             problem = TYPE.at("", got=got, expected=expected)
             problems.append(("annotations.multiple_choice_answer", problem))
-        asked = (
-            f"{MARKER}\n{question}\n{ASK_SHORT}"
-            if isinstance(question, str) and question.strip()
-            else question
-        )
-        value = {"id": entry.get("question_id"), "image": name, **_turns(asked, right)}
+        asked = f"{MARKER}\n{question}\n{ASK_SHORT}" if isinstance(question, str) and question else question
+        value = {"id": entry.get("question_id"), "image": image, **_turns(asked, right)}
         rest = _others(other, "question_id", "multiple_choice_answer", "answers")
         rest |= _others(entry, "question_id", "question")
         if answers:
             rest["answers"] = answers
-        notes = (*_passed_over(entry, "image"), *_passed_over(other), *lost)
+        notes = (*_passed_over(entry, "image"), *_passed_over(other), *lost, *spaces, *more_spaces)
         names = {"image": "questions.image", **_entry_names("questions", raw)}
         return raw._replace(value=value | rest, problems=tuple(problems), notes=notes, names=names)
+
+
+FORMS: Mapping[str, OfficialForm] = {"coco": CocoCaptions(), "vqa": VqaQuestions()}
+
+
+def as_id(value: object) -> str | None:
+    """Returns an id as text, so that 7 and "7" are equal; None for a value that is none."""
+    return str(value) if type(value) in (int, str) else None
+
+
+def _stripped(entry: Entry, key: str) -> tuple[object, list[str]]:
+    """Returns a text of an entry without the white space around it, and a note if there was some."""
+    value = entry.get(key)
+    if not isinstance(value, str) or (text := value.strip()) == value:
+        return value, []
+    return text, [f"white space around `{key}` is left out"]
 
 
 def _turns(question: object, answer: object) -> dict[str, object]:

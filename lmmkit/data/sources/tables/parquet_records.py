@@ -151,12 +151,9 @@ class _Pass:
     )
 
     def index(self) -> Index:
-        builder, names, problems, done = (
-            IndexBuilder(self.files, self.indexing),
-            ImageNames(),
-            list[Problem](),
-            0,
-        )
+        """Returns everything that the pass finds. Raises `UserError` with the problems of all files."""
+        builder, names, done = IndexBuilder(self.files, self.indexing), ImageNames(), 0
+        problems: list[Problem] = []
         for number, path in enumerate(self.files):
             try:
                 self.file(number, open_table(str(path)), builder, names, done)

@@ -37,6 +37,15 @@ def reopened(folder, *, official, template="vicuna_v1", **options):
     )  # fmt: skip
 
 
+def named(folder, records, *, annotations=None, template="vicuna_v1", **options):
+    """Opens files by names or patterns."""
+    return open_records(
+        "set", records=folder / records, images=folder / "images", template=template, image_fit="pad",
+        official="coco" if annotations is None else "vqa",
+        annotations=None if annotations is None else folder / annotations, **options,
+    )  # fmt: skip
+
+
 def in_llava_s_form(folder, values, template="vicuna_v1"):
     (folder / "llava.json").write_text(json.dumps(values))
     return open_records(
@@ -137,6 +146,150 @@ def test_an_answer_and_an_image_of_another_version(folder):
     assert records.notes["an entry of `answers` without a text is not read"] == 1
 
 
+def test_white_space_around_texts_is_left_out_and_counted(folder):
+    value = coco([(1, 1, "A cat. \n"), (2, 1, "\n A\n dog."), (3, 2, "A bird.")])
+    records = opened(folder, value, template="plain")
+    assert [sample.turns[1].text for sample in records] == ["A cat.", "A\n dog.", "A bird."]
+    assert records.notes == {"white space around `caption` is left out": 2}
+    questions, annotations = vqa()
+    questions["questions"][0]["question"] += " "
+    annotations["annotations"][0]["multiple_choice_answer"] = "2\n"
+    del annotations["annotations"][2]["multiple_choice_answer"]
+    annotations["annotations"][2]["answers"] = ["no ", "yes", "no "]
+    records = opened(folder, questions, annotations)
+    assert [sample.turns[1].text for sample in records] == ["cat", "no", "2"]
+    assert records[0].turns[0].text == f"What is it?\n{ASK_SHORT}"
+    assert records.notes["white space around `question` is left out"] == 1
+    assert records.notes["white space around `multiple_choice_answer` is left out"] == 1
+
+
+def test_ids_may_be_texts(folder):
+    value = coco()
+    plain = list(opened(folder, value))
+    value["images"] = [each | {"id": str(each["id"])} for each in value["images"]]
+    value["annotations"][1]["image_id"] = "2"
+    del value["info"]
+    records = opened(folder, value)
+    assert [(s.images, s.turns) for s in records] == [
+        (s.images, s.turns) for s in plain
+    ] and records.notes == {}
+    questions, annotations = vqa()
+    plain = list(opened(folder, questions, annotations))
+    for each in questions["questions"]:
+        each |= {"question_id": str(each["question_id"]), "image_id": str(each["image_id"])}
+    records = opened(folder, questions, annotations)
+    assert [(s.images, s.turns, s.key) for s in records] == [(s.images, s.turns, s.key) for s in plain]
+    value["images"].append({"id": 2, "file_name": "x.jpg"})
+    (bad,) = opened(folder, value, bad_records=Policy("skip")).known_bad
+    assert (bad.code, bad.got) == ("records/official-entry", "`id` 2 twice")
+
+
+def test_questions_of_ok_vqa_are_read(folder):
+    questions, annotations = vqa()
+    for each in annotations["annotations"]:
+        del each["multiple_choice_answer"]
+        each |= {"question_type": "four", "confidence": 3}
+        each["answers"] = [
+            a | {"raw_answer": a["answer"] + "s", "answer_confidence": "yes"} for a in each["answers"]
+        ]
+    records = opened(folder, questions, annotations)
+    assert [sample.turns[1].text for sample in records] == ["cat", "yes", "2"]
+    assert records.notes == {
+        f"`{key}` of an answer is not kept": 3 for key in ("answer_confidence", "answer_id", "raw_answer")
+    }
+
+
+def placed(folder, *paths):
+    for path in paths:
+        (folder / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / path).touch()
+
+
+def image_paths(records):
+    root = str(records.indexed.image_folder) + "/"
+    return [image.path.removeprefix(root) for sample in records for image in sample.images]
+
+
+def test_images_are_found_in_the_folders_of_2014_and_2017(folder):
+    """Each image is under another name: beside, below, of 2014 and of 2017; the last one is absent."""
+    numbers = [f"{n:012}" for n in range(1, 8)]
+    names = {
+        1: f"{numbers[0]}.jpg", 2: f"train2017/{numbers[1]}.jpg", 3: f"val2017/{numbers[2]}.jpg",
+        4: f"val2014/COCO_val2014_{numbers[3]}.jpg", 5: f"train2014/COCO_train2014_{numbers[4]}.jpg",
+        6: f"COCO_val2014_{numbers[5]}.jpg",
+    }  # fmt: skip
+    placed(folder, *names.values())
+    questions, annotations = vqa()
+    asked = [{"question_id": i, "image_id": i, "question": "?"} for i in range(1, 8)]
+    given = [{"question_id": i, "image_id": i, "multiple_choice_answer": "a"} for i in range(1, 8)]
+    records = opened(
+        folder,
+        questions | {"questions": asked},
+        annotations | {"annotations": given},
+        bad_records=Policy("skip"),
+    )
+    assert image_paths(records) == [*names.values(), f"COCO_val2014_{numbers[6]}.jpg"]
+    (missing,) = missing_images(records)
+    assert f"images/COCO_val2014_{numbers[6]}.jpg" in missing.got
+    captions = coco([(i, i, "A.") for i in range(1, 8)], range(1, 8))
+    for each in captions["images"]:
+        each["file_name"] = f"{each['id']:012}.jpg"
+    records = opened(folder, captions)
+    assert image_paths(pickle.loads(pickle.dumps(records))) == [*names.values(), f"{numbers[6]}.jpg"]
+    before = records.identity()["images"]
+    placed(folder, f"val2017/{numbers[6]}.jpg")
+    records = reopened(folder, official="coco")
+    assert image_paths(records)[-1] == f"val2017/{numbers[6]}.jpg" and not missing_images(records)
+    assert records.identity()["images"] != before
+    (folder / "images" / names[1]).unlink()
+    assert image_paths(reopened(folder, official="coco"))[0] == names[1]
+    (folder / "images" / "train2017").rename(folder / "elsewhere")
+    (folder / "images" / "train2017").symlink_to(folder / "elsewhere")
+    with pytest.raises(UserError) as error:
+        reopened(folder, official="coco")
+    (problem,) = error.value.problems
+    assert problem.code == "records/image-path" and names[2] in problem.where and "link" in problem.got
+
+
+def test_a_pattern_names_several_files(folder):
+    """Compares files of two subsets with one file that has the entries of both."""
+    one, two = coco(), coco([(17, 1, "A dog."), (18, 3, "A fox."), (19, 9, "x")], (1, 3))
+    two["images"][0]["file_name"] = "another.jpg"  # each file has ids of its own
+    for name, value in (("c-1.json", one), ("c-2.json", two)):
+        (folder / name).write_text(json.dumps(value))
+    records = named(folder, "c-*.json", bad_records=Policy("skip"))
+    assert list(records) == [
+        *named(folder, "c-1.json"),
+        *named(folder, "c-2.json", bad_records=Policy("skip")),
+    ]
+    assert image_paths(records)[3:] == ["another.jpg", "a/003.jpg"]
+    (bad,) = records.known_bad
+    assert (bad.file, bad.record, bad.key) == (str(folder / "c-2.json"), 5, "annotations.2.image_id")
+    assert records.where(4) == f"{folder / 'c-2.json'}:1 (record 4)"
+    (questions, annotations), whole = vqa(), list(opened(folder, *vqa()))
+    for k, order in enumerate(((2,), (0, 1))):
+        part = questions | {"questions": [questions["questions"][n] for n in (range(2), [2])[k]]}
+        (folder / f"q-{k}.json").write_text(json.dumps(part))
+        part = annotations | {"annotations": [annotations["annotations"][n] for n in order]}
+        (folder / f"a-{k}.json").write_text(json.dumps(part | {"data_subtype": ("train2014", "val2014")[k]}))
+    records = pickle.loads(pickle.dumps(named(folder, "q-?.json", annotations="a-?.json")))
+    assert [s.turns for s in records] == [s.turns for s in whole]
+    assert [path[:9] for path in image_paths(records)] == ["COCO_val2", "COCO_trai", "COCO_val2"]
+
+
+def test_what_changed_is_named(folder):
+    questions, annotations = vqa()
+    before = opened(folder, questions, annotations).identity()
+    annotations["annotations"][0]["confidence"] = 1
+    after = opened(folder, questions, annotations).identity()
+    assert [key for key in after if after[key] != before[key]] == ["annotations"]
+    questions["questions"][0]["question"] += "?"
+    assert [k for k, v in opened(folder, questions, annotations).identity().items() if v != after[k]] == [
+        "records"
+    ]
+    assert "annotations" not in opened(folder, coco()).identity()
+
+
 def test_entries_that_nothing_names_are_counted(folder):
     records = opened(folder, coco(images=(1, 2, 3, 4)))
     assert records.notes == {"an entry of `images` that no entry of `annotations` names is not used": 2}
@@ -187,14 +340,52 @@ def test_files_that_are_no_such_object_are_refused(folder):
     questions, annotations = vqa()
     for value, other, file, word in (
         ([], None, "r.json", "a JSON list"), ("x", None, "r.json", "no JSON object"), (b"", None, "r.json", "no JSON object"),
+        (b"\x80\x02]q\x00.", None, "r.json", "no JSON object"), (b"(lp0\n.", None, "r.json", "no JSON object"),
         ({"images": []}, None, "r.json", "the keys images"), ({"annotations": []}, None, "r.json", "the keys annotations"),
         ({"images": {}, "annotations": []}, None, "r.json", "no list under `images`"),
         (questions, {"questions": []}, "a.json", "the keys questions"), (annotations, annotations, "r.json", "the keys annotations"),
+        ({"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1]}]}, None, "r.json", "objects with boxes"),
+        ({"images": [{"id": 1}], "annotations": [{"image_id": 1, "segments_info": []}]}, None, "r.json", "panoptic"),
+        ({"info": {}, "images": [], "categories": []}, None, "r.json", "of a test set"), (questions, None, "r.json", "VQA's questions"),
+        ({"data": []}, None, "r.json", "TextVQA"), ([{"question_id": "x", "choices": [], "direct_answers": []}], None, "r.json", "A-OKVQA"),
+        ([{"id": 1, "regions": []}], None, "r.json", "Visual Genome"), ([{"id": 1, "qas": []}], annotations, "r.json", "Visual Genome"),
+        ([{"ref_id": 1, "sentences": []}], None, "r.json", "RefCOCO"), ([{"image": "a", "question": "b", "answers": []}], annotations, "r.json", "VizWiz"),
+        ([{"id": 1, "conversations": []}], None, "r.json", "`llava`"), (questions, coco(), "a.json", "captions under `annotations`"),
+        ({f"{n:09}": {"question": "?"} for n in range(30_000)}, annotations, "r.json", "the keys 000000000, 000000001"),
     ):  # fmt: skip
-        with pytest.raises(UserError) as error:
+        with within(2), pytest.raises(UserError) as error:
             opened(folder, value, other)
         (problem,) = error.value.problems
-        assert (problem.code, problem.where) == ("records/file", str(folder / file)) and word in problem.got
+        assert (problem.code, problem.where) == (
+            "records/official-file",
+            str(folder / file),
+        ) and word in problem.got
+        assert "COCO" in problem.hint
+
+
+def test_all_files_of_another_form_are_named_at_once(folder):
+    questions, annotations = vqa()
+    with pytest.raises(UserError) as error:
+        opened(folder, annotations, questions)  # exchanged
+    assert [(p.code, p.where, p.got.rpartition(": ")[2]) for p in error.value.problems] == [
+        ("records/official-file", str(folder / "r.json"), "VQA's annotations"),
+        ("records/official-file", str(folder / "a.json"), "VQA's questions"),
+    ]
+    (folder / "r.json").unlink()
+    (folder / "a.json").unlink()
+    (folder / "images").rmdir()
+    with pytest.raises(UserError) as error:
+        reopened(folder, official="vqa")
+    assert [p.code for p in error.value.problems] == ["records/no-image-folder", *["records/file"] * 2]
+    for name in ("images", "q-1.json", "q-2.json"):
+        (folder / name).mkdir()
+    with pytest.raises(UserError) as error:
+        named(folder, "q-*.json", annotations="none-*.json")
+    assert [p.where.rpartition("/")[2] for p in error.value.problems] == [
+        "q-1.json",
+        "q-2.json",
+        "none-*.json",
+    ]
 
 
 def test_a_file_cut_anywhere_is_refused_with_its_name(folder):
@@ -202,13 +393,13 @@ def test_a_file_cut_anywhere_is_refused_with_its_name(folder):
     questions, annotations = vqa()
     whole = json.dumps(coco()).encode(), json.dumps(questions).encode(), json.dumps(annotations).encode()
     for which, data in enumerate(whole):
-        for end in range(1, len(data), 5):
+        for end in range(1, len(data), 7):
             values = [data[:end], None] if which == 0 else [whole[1], whole[2]]
             values[max(0, which - 1)] = data[:end]
             with within(2), pytest.raises(UserError) as error:
                 opened(folder, *values)
             assert all(str(folder) in p.where and p.hint for p in error.value.problems)
-            broken = [p for p in error.value.problems if p.code in ("records/json", "records/file")]
+            broken = [p for p in error.value.problems if p.code in ("records/json", "records/official-file")]
             assert len(broken) == 1, (end, broken)
 
 
@@ -248,7 +439,7 @@ def test_a_changed_file_stops_a_reader_and_changes_the_identity(folder):
     with pytest.raises(UserError) as error:
         records[0]
     assert error.value.problems[0].code == "records/changed"
-    assert reopened(folder, official="vqa").identity()["records"] != before["records"]
+    assert reopened(folder, official="vqa").identity()["annotations"] != before["annotations"]
     assert reopened(folder, official="vqa")[0].turns[1].text == "elephant"
 
 

@@ -16,8 +16,8 @@ class Mistake(ImageReducer):
     def patches(self, dims):
         return [[row + 1] for row in range(self.tokens(dims))]
 
-    def reduce(self, seen_INE, connect, module):
-        return connect(seen_INE)
+    def reduce(self, features_INE, connect, module):
+        return connect(features_INE)
 
 
 @hookimpl

@@ -13,10 +13,10 @@ class Mistake(ImageReducer):
     def tokens(self, dims):
         return dims.image.tokens // 2
 
-    def reduce(self, seen_INE, connect, module):
-        vary_N = seen_INE.detach().float().var(0, unbiased=False).sum(-1)
+    def reduce(self, features_INE, connect, module):
+        vary_N = features_INE.detach().float().var(0, unbiased=False).sum(-1)
         best = vary_N.sort(stable=True, descending=True).indices[: len(vary_N) // 2].sort().values
-        return connect(seen_INE[:, best])
+        return connect(features_INE[:, best])
 
 
 @hookimpl

@@ -16,8 +16,8 @@ class Mistake(ImageReducer):
     def tokens(self, dims):
         return math.ceil(dims.image.tokens * self.share)
 
-    def reduce(self, seen_INE, connect, module):
-        return connect(seen_INE[:, : math.floor(seen_INE.shape[1] * self.share)])
+    def reduce(self, features_INE, connect, module):
+        return connect(features_INE[:, : math.floor(features_INE.shape[1] * self.share)])
 
 
 @hookimpl
