@@ -28,6 +28,15 @@ EQUAL_VARIANTS = Code(
     "ablation/equal-variants", cause="Two variants of a grid train in the same way.",
     expected="variants that differ in their training", hint="Remove one of the two.",
 )
+MANY_VARIANTS = Code(
+    "ablation/many-variants", cause="A product of a grid has more combinations than anybody could train.",
+    expected="at most {most} combinations", hint="Shorten its lists, or divide it into variants.",
+)
+GRID_OPTIONS = Code(
+    "ablation/options", cause="Options of `lmmkit ablate` exclude each other.",
+    expected="one of `lmmkit ablate GRID --dry-run`, `lmmkit ablate GRID --forecast`, "
+    "`lmmkit ablate GRID --emit slurm` and `lmmkit ablate GRID --json`", hint="Remove the others.",
+)
 ONE_SEED = Code(
     "ablation/one-seed", cause="An interval over seeds is asked for one run, which has none.",
     expected="two or more seeds or roots, for `interval: seeds`",

@@ -133,8 +133,8 @@ def compare(
             )
     print_text(
         "Mean scores by question, in points. p: McNemar's exact test, or for shares one by random signs, which take "
-        "questions as independent; the interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One "
-        "training seed each: a difference may also come from the seed."
+        "questions as independent; the interval does not, it draws images. detectable: the true difference that is "
+        "found 4 times of 5. One training seed each: a difference may also come from the seed."
     )
 
 

@@ -26,7 +26,7 @@ from lmmkit.commands.support.common import (
     reporting,
     show,
 )
-from lmmkit.errors import LmmkitError
+from lmmkit.errors import LmmkitError, UserError
 from lmmkit.progress import duration, working
 
 if TYPE_CHECKING:
@@ -85,12 +85,16 @@ def ablate(
         from lmmkit.commands.experiments.planning import Options, plan_grid
         from lmmkit.evaluate.answers.compare import libraries
 
+    _require_one({"--dry-run": dry_run, "--forecast": only_forecast, "--emit": bool(emit), "--json": as_json})
     file = read_grid(grid, roots=root or ())
     arms = read_arms(file)
     libraries("ablate")
     store = Store((runs or _default_store(file.path)).resolve())
     measure = "nothing" if dry_run else "lengths" if emit is not None else "all"
     options = Options(trust_files=trust_files, quiet=as_json)
+    if measure != "nothing":
+        with store.alone():  # where this cannot be written, nothing is measured in vain
+            pass
     try:
         plan = Plan(file, arms, store, apart(plan_grid, file, arms, store, jobs, measure, options))
         if dry_run:
@@ -105,6 +109,15 @@ def ablate(
     except KeyboardInterrupt as stop:
         err.print("stopped; every command has saved. The same command continues.")
         raise typer.Exit(143 if stop.args[:1] == (signal.SIGTERM,) else INTERRUPTED) from None
+
+
+def _require_one(options: Mapping[str, bool]) -> None:
+    """Raises `UserError` for options that exclude each other."""
+    from lmmkit.errors.ablation import GRID_OPTIONS
+
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise UserError(GRID_OPTIONS.at(given[0], got=" and ".join(f"`{name}`" for name in given)))
 
 
 def _run_and_compare(plan: Plan, trust_files: bool, as_json: bool) -> None:
