@@ -28,15 +28,14 @@ class Written:
 def write_page(paths: Sequence[Path], to: Path, *, on: str | None = None) -> Written:
     """Writes a page about runs, or about one grid, which may be its folder or its file.
 
-    Raises `UserError` for a bad run or grid, `on` with a grid, and for a place with another file; `MachineError` if the
-    file cannot be written.
+    Raises `UserError` for a bad run or grid, and for a place with another file; `MachineError` if the file cannot be
+    written.
     """
     require_place(to)
     grids = [path for path in paths if _is_grid(path)]
-    if grids and len(paths) > 1:
-        raise UserError(GRID_AND_RUNS.at(str(grids[0]), got=f"a grid among {len(paths)} names"))
-    if grids and on is not None:
-        raise UserError(GRID_AND_RUNS.at(f"--on {on}", got="the task of runs, with a grid"))
+    if grids and (len(paths) > 1 or on is not None):
+        got = f"a grid among {len(paths)} names" if len(paths) > 1 else f"a grid, and the task `{on}`"
+        raise UserError(GRID_AND_RUNS.at(str(grids[0]), got=got))
     page: Page = grid_page(grids[0]) if grids else runs_page(paths, on=on)
     return place_page(page, to)
 

@@ -37,7 +37,7 @@ def test_a_grid_has_a_page_of_its_own(pair, tmp_path):
     (tmp_path / "ablation.json").write_text("{}")
     with pytest.raises(UserError, match="report/grid-and-runs"):
         write_page([tmp_path, pair[0]], tmp_path / "page.html")
-    with pytest.raises(UserError, match=r"--on answers: .*report/grid-and-runs"):
+    with pytest.raises(UserError, match="report/grid-and-runs"):
         write_page([tmp_path], tmp_path / "page.html", on="answers")
 
 
