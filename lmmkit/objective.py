@@ -32,7 +32,7 @@ from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
-from lmmkit.model.teacher import Teacher
+from lmmkit.model.teacher import Teacher, computing
 from lmmkit.model.teacher_model import TeacherModel, TeacherRows
 from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM, ModelOutput
@@ -153,7 +153,7 @@ class Objective(nn.Module):
 
     def computing(self, device: torch.device) -> torch.autocast:
         """Returns the autocast context in which the model computes."""
-        return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
+        return computing(device, self.compute)
 
     def _teacher_features(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the features of each teacher that the batch has images for, behind their rows: [rows, width]."""
