@@ -1,4 +1,5 @@
-"""An encoder on 16 images of unlike sizes: packed into one pass, against images padded to the largest of them."""
+"""An encoder on 16 images of unlike sizes: packed into one pass, against images padded to the largest of them, and one
+of timm's against a pass for each size."""
 
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from benches.pairs import compare
 from lmmkit.api.batch import Patches
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.attention.backends import Sdpa
+from lmmkit.model.timm_vit import TimmViT, open_timm
 from lmmkit.model.vision import VisionShape, ViT
 from tests.support.hf_weights import scramble
 
@@ -50,7 +52,7 @@ def padded(encoder: ViT, images: Patches) -> Tensor:
     return torch.cat([x_ND[first : n + first] for x_ND, n in zip(x_IND, images.lengths, strict=True)])
 
 
-def step(encode: Callable[[], Tensor], encoder: ViT, backward: bool) -> Callable[[], Tensor]:
+def step(encode: Callable[[], Tensor], encoder: nn.Module, backward: bool) -> Callable[[], Tensor]:
     """Returns a forward pass, and the backward pass of the sum of its tokens."""
 
     def forward() -> Tensor:
@@ -65,12 +67,16 @@ def step(encode: Callable[[], Tensor], encoder: ViT, backward: bool) -> Callable
     return both if backward else forward
 
 
+def drawn() -> Patches:
+    draw = torch.Generator().manual_seed(0)
+    pixels = [torch.randn(3, lines * SIDE, columns * SIDE, generator=draw) for lines, columns in grids()]
+    return Patches.of(pixels, SIDE)
+
+
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "training"])
 def test_packed_images_against_padded(backward, benchmark):
-    encoder, draw = ViT(SHAPE, Sdpa()), torch.Generator().manual_seed(0)
+    encoder, images = ViT(SHAPE, Sdpa()), drawn()
     scramble(encoder, 0)
-    pixels = [torch.randn(3, lines * SIDE, columns * SIDE, generator=draw) for lines, columns in grids()]
-    images = Patches.of(pixels, SIDE)
     ours = step(lambda: encoder.packed(images), encoder, backward)
     peer = step(lambda: padded(encoder, images), encoder, backward)
     diff = float((ours() - peer()).abs().max() / peer().abs().max())
@@ -78,5 +84,22 @@ def test_packed_images_against_padded(backward, benchmark):
     benchmark.extra_info.update(
         compare(ours, peer), sense="at least", gate=1.3, target=None, loss_diff=diff,
         peer=f"{IMAGES} images of {max(images.lengths)} patches with a mask; {sum(images.lengths)} are real",
+    )  # fmt: skip
+    benchmark.pedantic(ours, rounds=1)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "training"])
+def test_packed_images_of_timm_against_a_pass_for_each_size(backward, benchmark):
+    sizes = {"embed_dim": 192, "depth": 2, "num_heads": 3, "patch_size": SIDE, "dynamic_img_size": True}
+    encoder = open_timm("vit_tiny_patch16_224", feature_layer=-1, image_size=196, args=sizes, backend=Sdpa())
+    scramble(encoder, 0)
+    images = drawn()
+    ours = step(lambda: encoder.packed(images), encoder, backward)
+    peer = step(lambda: TimmViT.packed(encoder, images), encoder, backward)
+    diff = float((ours() - peer()).abs().max() / peer().abs().max())
+    assert diff < 1e-5
+    benchmark.extra_info.update(
+        compare(ours, peer), sense="at least", gate=1.0, target=None, loss_diff=diff,
+        peer=f"{len(set(images.grids))} passes of timm for {IMAGES} images, {sum(images.lengths)} patches",
     )  # fmt: skip
     benchmark.pedantic(ours, rounds=1)

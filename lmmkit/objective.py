@@ -34,7 +34,8 @@ from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
 from lmmkit.model.teacher import Teacher, computing
 from lmmkit.model.teacher_model import TeacherModel, TeacherRows
-from lmmkit.model.vision import TimmViT, ViT
+from lmmkit.model.timm_vit import TimmViT
+from lmmkit.model.vision import ViT
 from lmmkit.model.vlm import LMM, ModelOutput
 
 NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})

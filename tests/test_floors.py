@@ -111,7 +111,7 @@ FLOORS: dict[str, str] = {
         load lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connectors image_rows vlm
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision timm_vit connectors image_rows vlm
         teacher teacher_model reference
     """,
     "lmmkit.model.connectors": """
@@ -170,6 +170,9 @@ FLOORS: dict[str, str] = {
     "lmmkit.training.monitoring": """
         anomalies determinism empty_terms image_logging metrics_log board null_logger stage_progress out_of_memory
         unreached_parts
+    """,
+    "lmmkit.verify_export": """
+        comparison by_transformers by_lmmkit
     """,
     "lmmkit.weights": """
         config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder

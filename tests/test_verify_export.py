@@ -134,7 +134,8 @@ def test_a_difference_is_found_and_named(name, good, tmp_path):
 def test_too_little_memory_is_no_difference(good, tmp_path, monkeypatch):
     export_model(good, tmp_path / "out", "llava-hf")
     monkeypatch.setattr(
-        "lmmkit.verify_export._generated", lambda *given: torch.empty(2**50, dtype=torch.uint8)
+        "lmmkit.verify_export.by_transformers._generated",
+        lambda *given: torch.empty(2**50, dtype=torch.uint8),
     )
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         verify_export(good, tmp_path / "out", "llava-hf")
@@ -201,7 +202,7 @@ def test_the_command(good, tmp_path, monkeypatch):
                 raise PackageNotFoundError(name)
             return found
 
-        monkeypatch.setattr("lmmkit.verify_export.version", answer)
+        monkeypatch.setattr("lmmkit.verify_export.by_transformers.version", answer)
         text = command("model", "export", good, tmp_path / "new", "--verify", code=3)
         assert "export/no-transformers" in text and "lmmkit[verify]" in text and words in text
     assert not (tmp_path / "new").exists()

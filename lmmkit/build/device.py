@@ -13,8 +13,9 @@ from lmmkit.attention.trial import Backend, Conditions
 from lmmkit.errors import MachineError
 from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.transforms.compiled import why_not
+from lmmkit.plan import shapes
 from lmmkit.progress import working
-from lmmkit.recipe import Recipe, TextScratch, VisionScratch
+from lmmkit.recipe import Recipe, TextScratch, VisionScratch, VisionTimm
 
 
 def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -34,10 +35,12 @@ def conditions(recipe: Recipe, device: torch.device) -> Conditions:
     text, vision = recipe.model.text, recipe.model.vision
     if isinstance(text, TextScratch):
         at = at._replace(decoder=Heads(text.heads, text.kv_heads, text.head_size))
+    fits = (recipe.model.chat.image_fit, *(source.image_fit for source in recipe.data.values()))
+    at = at._replace(packed_images=any(isinstance(fit, Native) for fit in fits))
     if isinstance(vision, VisionScratch):
-        heads = Heads(vision.heads, vision.heads, vision.width // vision.heads)
-        fits = (recipe.model.chat.image_fit, *(source.image_fit for source in recipe.data.values()))
-        at = at._replace(encoder=heads, packed_images=any(isinstance(fit, Native) for fit in fits))
+        at = at._replace(encoder=Heads(vision.heads, vision.heads, vision.width // vision.heads))
+    elif isinstance(vision, VisionTimm) and at.packed_images:  # all else it computes by itself
+        at = at._replace(encoder=shapes.packed_heads(vision))
     return at
 
 

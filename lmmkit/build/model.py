@@ -34,7 +34,7 @@ def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:
     if isinstance(vision, VisionScratch):
         return ViT(shapes.vision_shape(vision), attention)
     assert isinstance(vision, VisionTimm), "`resolve_pretrained` replaces folders by shapes"
-    return shapes.timm_encoder(vision, where)
+    return shapes.timm_encoder(vision, where, attention)
 
 
 def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:

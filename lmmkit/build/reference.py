@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from lmmkit.build.model import modules, shell
+from lmmkit.model.timm_vit import TimmViT
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
-from lmmkit.model.vision import TimmViT
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.pretrained import MODULES

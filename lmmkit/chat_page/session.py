@@ -182,7 +182,7 @@ class ChatSession:
 
 def shown_fit(fit: ImageFit) -> str:
     """Returns which part of an image the map of its patches covers: pad, crop or stretch. Of an image that is cut into
-    tiles it is the overview, which shows all of it."""
+    tiles it is the overview, which shows all of it, as one that keeps its shape does."""
     return fit if isinstance(fit, str) else "stretch"
 
 

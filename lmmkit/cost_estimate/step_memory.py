@@ -12,8 +12,9 @@ from lmmkit.api.batch import Batch
 from lmmkit.cost_estimate.staged_model import all_parameters
 from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.cross_entropy import chunk_rows
+from lmmkit.model.timm_vit import TimmViT
 from lmmkit.model.transforms import lora
-from lmmkit.model.vision import TimmViT, ViT
+from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.optimizers import state_bytes
 from lmmkit.recipe import Recipe, Stage

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lmmkit.api.layout import Layout
-from lmmkit.api.sample import AnyRes, Native, Sample, View
+from lmmkit.api.sample import AnyRes, Image, Native, Sample, View
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
+from lmmkit.data.fits.rows import NativeRows
 from lmmkit.data.images import PixelRef
 from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
 from lmmkit.data.micro_batch.packed_images import read_images
@@ -42,7 +43,7 @@ class ImageAttention:
     @property
     def map_XY(self) -> Tensor | None:
         """Returns the attention to each patch of the first image, or of its overview; None if its rows are made of no
-        fixed patches, or if it keeps its shape."""
+        fixed patches."""
         return self.images[0].map_XY
 
 
@@ -96,21 +97,24 @@ def image_attention(
     count_S = np.arange(1, len(number_S) + 1)
     even_S = np.cumsum(is_image) / count_S
     fit = sample.members[0].view.sample.image_fit
+    shown = [span.image for span in layout if span.image is not None]
 
-    def on_patches(weight_N: Tensor) -> Tensor | None:
-        if isinstance(fit, Native):
-            return None
+    def on_patches(weight_N: Tensor, image: Image) -> Tensor | None:
+        if isinstance(fit, Native):  # a row for each patch of a grid of its own
+            return weight_N.view(NativeRows(fit, packer.image).grid(image))
         if isinstance(fit, AnyRes):
             weight_N = weight_N[: packer.image.tokens]  # of the overview
         return lmm.image_rows.on_patches(weight_N, cast(Connector, lmm.connector))
 
-    n_I = np.bincount(number_S[is_image]).tolist()
+    each_IN = weight_N.split(np.bincount(number_S[is_image]).tolist())
+    evens_I = [float((np.cumsum(number_S == i) / count_S)[position_R].mean()) for i in range(len(shown))]
     on_images = tuple(
-        OnImage(on_patches(w_n), float(w_n.sum()), float((np.cumsum(number_S == i) / count_S)[position_R].mean()))
-        for i, w_n in enumerate(weight_N.split(n_I))
-    )  # fmt: skip
+        OnImage(on_patches(weight_n, image), float(weight_n.sum()), even)
+        for weight_n, image, even in zip(each_IN, shown, evens_I, strict=True)
+    )
+    first_N = deciding_N[: len(each_IN[0])]
     deciding = DecidingRow(
-        on_patches(deciding_N[: n_I[0]]), float(deciding_N.sum()), float(even_S[before]), int(before) + 1
+        on_patches(first_N, shown[0]), float(deciding_N.sum()), float(even_S[before]), int(before) + 1
     )
     mass, even = float(weight_N.sum()), float(even_S[position_R].mean())
     return ImageAttention(mass, even, on_images, deciding, batch.first_image(0))

@@ -15,8 +15,8 @@ from lmmkit.errors import UserError
 from lmmkit.errors.weights import NO_FINISHED_STAGE
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.model.teacher_model import TeacherModel
+from lmmkit.model.timm_vit import TimmViT
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
-from lmmkit.model.vision import TimmViT
 from lmmkit.plan import from_model
 from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
 from lmmkit.recipe import read_recipe

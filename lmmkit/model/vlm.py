@@ -16,7 +16,8 @@ from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.decoder import NOTHING, Decoder
 from lmmkit.model.image_rows import ImageRows
-from lmmkit.model.vision import TimmViT, ViT
+from lmmkit.model.timm_vit import TimmViT
+from lmmkit.model.vision import ViT
 
 
 class ImageFeatures(NamedTuple):

@@ -29,13 +29,15 @@ from lmmkit.api.needs import (
     VisionAt,
     selector,
 )
-from lmmkit.api.sample import AnyRes, ImageFit, Label
+from lmmkit.api.sample import AnyRes, ImageFit, Label, Native
 from lmmkit.data.fits.tiles import most_rows
 from lmmkit.data.image_markers import marked
 from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.views import dropped_text
+from lmmkit.plan.checks.tile_checks import fits_read
 from lmmkit.plan.instances import build_component, default_of, setting_types
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.shapes import why_sizes_apart
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import CUT, Weight
 from lmmkit.registry import FoundComponent, setting_fields
@@ -82,6 +84,9 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         lines.append(f"  image {rows} by the connector, {prepared.recipe.model.connector.kind}")
     for name in prepared.recipe.stages[plan.stage].data:
         lines += _rows_text(name, prepared.recipe.data[name].image_fit, prepared)
+    if any(isinstance(fit, Native) for fit in fits_read(prepared.recipe, plan.stage)):
+        why = why_sizes_apart(prepared.recipe.model.vision)
+        lines += [f"  encoder  a pass for each size of images: {why}"] if why else []
     for need in plan.needs:
         askers = [reader.name for reader in plan.readers if need in plugin_calls.needs(reader)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")

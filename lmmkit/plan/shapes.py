@@ -8,11 +8,14 @@ from typing import Any
 import torch
 
 from lmmkit.api.model_info import Dims, ImageSpec
+from lmmkit.attention.interface import Heads
+from lmmkit.attention.trial import Backend
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import TIMM, VOCAB
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import Rope
-from lmmkit.model.vision import TimmViT, VisionShape, open_timm
+from lmmkit.model.timm_vit import PackedTimmViT, TimmViT, open_timm, why_apart
+from lmmkit.model.vision import VisionShape
 from lmmkit.recipe import Recipe, TextScratch, Vision, VisionScratch, VisionTimm
 
 NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # for a text-only model
@@ -32,18 +35,34 @@ def vision_shape(vision: VisionScratch) -> VisionShape:
     return VisionShape(image=image, **_fields(vision, VisionShape, but=("image",)))
 
 
-def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
+def timm_encoder(vision: VisionTimm, where: str = "model.vision", backend: Backend | None = None) -> TimmViT:
     """Returns the recipe's timm model with timm's initial values, on the default device (which may be meta).
 
-    Raises `UserError` at `where` if timm cannot build it.
+    Without a backend it computes attention within packed images plainly. Raises `UserError` at `where` if timm cannot
+    build it.
     """
     try:
         return open_timm(
             vision.timm, feature_layer=vision.feature_layer, image_size=vision.image_size, args=vision.args,
-            mean=vision.mean, std=vision.std, resample=vision.resample,
+            mean=vision.mean, std=vision.std, resample=vision.resample, backend=backend,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(TIMM.at(where, got=f"{vision.timm}: {error}")) from error
+
+
+def packed_heads(vision: VisionTimm) -> Heads | None:
+    """Returns the heads of a timm encoder that takes images of unlike sizes at once; None for others."""
+    with torch.device("meta"):
+        encoder = timm_encoder(vision)
+    return encoder.heads if isinstance(encoder, PackedTimmViT) else None
+
+
+def why_sizes_apart(vision: Vision | None) -> str:
+    """Returns why an encoder needs a pass for each size of images that keep their shape; empty if it does not."""
+    if not isinstance(vision, VisionTimm):
+        return ""
+    with torch.device("meta"):
+        return why_apart(timm_encoder(vision).model)
 
 
 def resolved_encoder(

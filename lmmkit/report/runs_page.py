@@ -11,7 +11,7 @@ from lmmkit.report.loaded_run import DRAWN, load_runs
 from lmmkit.report.page import Page, byte_size, render
 from lmmkit.report.sections.accuracy import forest_of
 from lmmkit.report.sections.puzzles import puzzle_results, shown_puzzles
-from lmmkit.report.sections.samples import fit_of, samples_of
+from lmmkit.report.sections.samples import fits_of, samples_of
 from lmmkit.report.sections.setup import CLASSES, setup_of
 from lmmkit.report.sections.summary import summarise_runs
 from lmmkit.report.sections.training import training_of
@@ -41,7 +41,7 @@ def runs_page(paths: Sequence[Path], *, on: str | None = None, limit: int | None
     values = {
         "runs": runs, "drawn": runs[:DRAWN], "title": in_words(names) if len(names) < 4 else plural(len(names), "run"),
         "summary": summary, "forest": forest, "training": training, "puzzles": puzzles, "setup": setup,
-        "classes": CLASSES, "asked": asked, "fit": fit_of(asked),
+        "classes": CLASSES, "asked": asked, "fits": fits_of(asked),
     }  # fmt: skip
     shown = {
         path: shelf.place(path) for each in puzzles for card in each.cards for path in card["images"][:1]
@@ -56,7 +56,8 @@ def runs_page(paths: Sequence[Path], *, on: str | None = None, limit: int | None
             "curves": training.curves if training else [], "samples": samples.rows if samples else [],
             "names": [names[i] for i in samples.runs] if samples else [], "runs": list(samples.runs) if samples else [],
             "conditions": samples.conditions if samples else [],
-            "images": [None if i in early else uri for i, uri in enumerate(shelf.uris())], "fit": values["fit"],
+            "images": [None if i in early else uri for i, uri in enumerate(shelf.uris())],
+            "fits": [values["fits"][i] for i in samples.runs] if samples else [],
         }  # fmt: skip
         return render("runs", data, **values, samples=samples, uris=shelf.uris(), unread=len(shelf.missing))
 

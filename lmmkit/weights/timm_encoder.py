@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lmmkit.api.sample import FitName
-from lmmkit.model.vision import TimmViT, resample_of
+from lmmkit.model.timm_vit import TimmViT, resample_of
 from lmmkit.recipe import NO_WEIGHTS, VisionTimm
 from lmmkit.weights.config import Config
 from lmmkit.weights.model_folder import unique_tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,15 @@ from lmmkit.chat_page.serve import listening, server_of
 from lmmkit.chat_page.session import About, ChatSession
 from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import DrawnImage, draw_image
+from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.conversation import Conversation
 from lmmkit.inference.generate import greedy
 from lmmkit.inference.load import load
+from lmmkit.recipe import read_text
 from tests.chat_page.test_app import EVIL, TOKEN, png
+from tests.conftest import PLAIN
 from tests.support.browser import BARE, LOW_CONTRAST, SIDEWAYS, TWICE, WIDTHS, OpenPage, opened_chromium
+from tests.support.random_chat_model import random_chat_model
 
 pytestmark = pytest.mark.browser
 COUNT = "How many objects are there?"
@@ -28,6 +33,11 @@ DROP = """([name, data]) => {
   for (const type of ["dragover", "drop"]) document.body.dispatchEvent(new DragEvent(type, { dataTransfer: files, bubbles: true, cancelable: true }));
 }"""
 
+PLACES = """figure => [...figure.querySelectorAll("img, rect")].map(e => {
+  const box = e.getBoundingClientRect();
+  return [box.x, box.y, box.width, box.height];
+})"""
+
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -35,10 +45,10 @@ def chromium():
 
 
 class Served:
-    """Serves a conversation with the demo's model. While `gate` is closed, an answer waits before its second token."""
+    """Serves a conversation. While `gate` is closed, an answer waits before its second token."""
 
-    def __init__(self, folder: Path):
-        self.talk = Conversation(load(DEMO_MODEL, device="cpu"), max_new_tokens=8)
+    def __init__(self, folder: Path, chat_model: ChatModel):
+        self.talk = Conversation(chat_model, max_new_tokens=8)
         self.scene: DrawnImage = draw_image(folder, 2)
         (folder / "uploads").mkdir()
         about = About(title="demo", notes=[EVIL], questions=[COUNT, "Is there a circle?"])
@@ -76,13 +86,20 @@ class Served:
         return ("zero", "one", "two", "three")[self.scene.content.count("(")]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[Served]:
-    made = Served(tmp_path_factory.mktemp("served"))
+@contextmanager
+def serving(folder: Path, chat_model: ChatModel) -> Iterator[Served]:
+    made = Served(folder, chat_model)
     yield made
     made.gate.set()
     made.server.should_exit = True
     made.thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    """Serves the demo's model."""
+    with serving(tmp_path_factory.mktemp("served"), load(DEMO_MODEL, device="cpu")) as made:
+        yield made
 
 
 class ChatTab(OpenPage):
@@ -145,6 +162,41 @@ def test_an_image_is_chosen_a_question_is_answered_and_attention_is_shown(tab, s
     assert served.talk.turns == () and tab.page.locator("#offers button").count() == 2
     tab.page.click(f"text={COUNT}")
     tab.done(1)
+
+
+def test_the_map_of_an_image_in_its_shape_covers_it(chromium, scenes, tmp_path):
+    sets = ["model.chat.image_fit={kind: native, max_patches: 24}", "model.text.context=400"]
+    model = random_chat_model(read_text(PLAIN, root=scenes, overrides=sets))
+    word = model.views.tokenizer.encode_continued("two")[-1]
+    wide, tall = (tmp_path / name for name in ("wide.png", "tall.png"))
+    wide.write_bytes(png((96, 48)))
+    tall.write_bytes(png((16, 48)))
+    with serving(tmp_path, model) as served:
+        served.talk.choose = lambda logits_QV: logits_QV.new_full((len(logits_QV),), word).long()
+        tab = ChatTab(chromium, served)
+        tab.page.set_input_files("#file", [wide, tall])
+        tab.wait(
+            "document.querySelectorAll('#waiting img').length === 2 && !document.querySelector('#add').disabled"
+        )
+        tab.ask("red?")
+        tab.done(1)
+        tab.page.click("text=Show attention")
+        tab.wait("document.querySelectorAll('.maps figure').length === 2")
+        found = served.talk.attention(1).images
+        assert [each.map_XY.shape for each in found] == [(3, 6), (6, 2)]
+        tab.wait("[...document.querySelectorAll('.maps img')].every(image => image.naturalWidth)")
+        for figure, each in zip(tab.page.locator(".maps figure").all(), found, strict=True):
+            (lines, columns), (shown, *cells) = each.map_XY.shape, figure.evaluate(PLACES)
+            assert len(cells) == lines * columns and shown[2] > shown[3] * columns / lines / 2
+            assert figure.locator("title").all_text_contents() == [
+                f"{100 * share:.1f} %" for share in each.map_XY.flatten().tolist()
+            ]
+            for i, cell in enumerate(cells):
+                width, height = shown[2] / columns, shown[3] / lines
+                want = (shown[0] + i % columns * width, shown[1] + i // columns * height, width, height)
+                assert cell == pytest.approx(want, abs=1)
+        assert "no fixed patches" not in tab.page.text_content(".maps") and tab.messages == []
+        tab.context.close()
 
 
 def test_images_are_dropped_and_what_is_none_is_refused_on_the_page(chromium, served):

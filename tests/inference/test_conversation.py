@@ -222,3 +222,4 @@ def test_images_that_keep_their_shape_take_rows_by_their_size(scenes, tmp_path):
     assert talk.ask("red?")
     found = talk.attention(1)
     assert sum(each.mass for each in found.images) == pytest.approx(found.mass) and len(found.images) == 2
+    assert [each.map_XY.shape for each in found.images] == [(2, 6), (2, 1)]

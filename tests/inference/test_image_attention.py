@@ -10,9 +10,12 @@ import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.micro_batch.laid_out import LaidOut
 from lmmkit.data.micro_batch.packed_images import read_images
-from lmmkit.inference.image_attention import image_attention
+from lmmkit.inference.image_attention import answer_attention, image_attention
+from lmmkit.recipe import read_text
+from tests.conftest import PLAIN
 from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like
+from tests.support.random_chat_model import random_chat_model
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +74,39 @@ def test_mass_and_maps_are_those_of_transformers(pair, count):
     assert found.deciding.mass == pytest.approx(float(alone.sum()), rel=1e-4)
     assert found.deciding.rows == first + 1
     assert found.deciding.even == pytest.approx(is_image.sum() / (first + 1))
+
+
+def test_the_map_of_an_image_in_its_shape_has_each_patch_in_its_place(scenes, tmp_path):
+    """Changes one patch: in one layer of one head that has the embeddings of patches, all other weights of a row change
+    by one factor."""
+    from PIL import Image as Pil
+
+    sets = [
+        "model.chat.image_fit={kind: native, max_patches: 24}", "model.text.context=400", "model.text.depth=1",
+        "model.text.heads=1", "model.text.kv_heads=1", "model.vision.feature_layer=0",
+    ]  # fmt: skip
+    model = random_chat_model(read_text(PLAIN, root=scenes, overrides=sets))
+    turns = (Turn("user", "a and b", images=2), Turn("assistant", "a mat and a hat"))
+    grey, tall = np.full((24, 48, 3), 90, np.uint8), str(tmp_path / "tall.png")  # patches of 8 pixels
+    Pil.effect_noise((8, 16), 60).convert("RGB").save(tall)
+
+    def found(pixels: np.ndarray, name: str):
+        path = str(tmp_path / f"{name}.png")
+        Pil.fromarray(pixels).save(path)
+        fit = model.prepared.recipe.model.chat.image_fit
+        images = (Image(path), Image(tall))
+        return answer_attention(model, Sample(key="s", turns=turns, images=images, image_fit=fit))
+
+    before = found(grey, "grey")
+    assert [each.map_XY.shape for each in before.images] == [(3, 6), (2, 1)]
+    for each in before.images:
+        assert each.mass == pytest.approx(float(each.map_XY.sum()), rel=1e-5)
+    for line, column in ((0, 0), (0, 5), (2, 0), (1, 4)):
+        changed = grey.copy()
+        changed[8 * line : 8 * line + 8, 8 * column : 8 * column + 8] = 250
+        factor_XY = found(changed, f"{line}{column}").deciding.map_XY / before.deciding.map_XY
+        elsewhere = torch.ones(3, 6, dtype=torch.bool)
+        elsewhere[line, column] = False
+        usual = factor_XY[elsewhere].median()
+        assert (factor_XY[elsewhere] / usual - 1).abs().max() < 1e-4
+        assert abs(float(factor_XY[line, column] / usual) - 1) > 1e-2

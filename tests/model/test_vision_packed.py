@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from lmmkit.api.batch import Patches
 from lmmkit.attention.backends import Sdpa
 from lmmkit.attention.eager import Eager
-from lmmkit.model.vision import ViT, open_timm
+from lmmkit.model.vision import ViT
 from tests.model.test_vision import CLIP, SIGLIP, vit
-from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 
 GRIDS = [(5, 5), (2, 7), (1, 1), (8, 3), (2, 7), (1, 12), (4, 4)]
@@ -68,21 +67,3 @@ def test_an_image_does_not_depend_on_those_beside_it():
     assert [off(a, b) > 1e-3 for a, b in zip(before, after, strict=True)] == [
         i == 1 for i in range(len(GRIDS))
     ]
-
-
-def test_timm_s_encoders_take_images_of_any_size_with_timm_s_positions():
-    sizes = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "dynamic_img_size": True}
-    encoder = open_timm("vit_tiny_patch16_224", feature_layer=-1, image_size=20, args=sizes)
-    scramble(encoder, 2)
-    pixels = drawn(GRIDS, 4)
-    got = encoder.packed(Patches.of(pixels, 4)).split([a * b for a, b in GRIDS])
-    for own, image in zip(got, pixels, strict=True):
-        assert off(own, encoder(image[None])[0]) < 1e-5
-    first = len(encoder.model.cls_token[0])
-    position = encoder.model.pos_embed[0]
-    ours = vit(CLIP)
-    ours.position.data.copy_(position)
-    patches = encoder.model.patch_embed(pixels[1][None]).flatten(1, 2)
-    want = encoder.model._pos_embed(patches.unflatten(1, GRIDS[1]))[0]
-    shown = want - torch.cat([encoder.model.cls_token[0], patches[0]])
-    assert off(ours._positions(GRIDS[1]), shown) < 1e-5 and first == 1

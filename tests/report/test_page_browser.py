@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lmmkit.report.page import Page
 from lmmkit.report.runs_page import runs_page
@@ -229,6 +231,36 @@ def test_no_width_scrolls_sideways(chromium, page_file):
         tab = Tab(chromium, page_file, width=width)
         assert tab.page.evaluate(SIDEWAYS) <= 0, width
         tab.context.close()
+
+
+def test_a_map_covers_what_the_model_of_its_run_gets(chromium, pair, tmp_path):
+    """One run has images in their shape, the other one images with bars."""
+    runs, wide = [shutil.copytree(run, tmp_path / run.name) for run in pair], tmp_path / "wide.png"
+    Image.effect_noise((100, 40), 60).convert("RGB").save(wide)
+    at = runs[0] / "answers" / "finetune" / "answers"
+    header, lines = (
+        json.loads((at / "answers.json").read_text()),
+        (at / "attention.jsonl").read_text().splitlines(),
+    )
+    header["prompt"]["image_fit"] = ["native, at most 30 patches"]
+    (at / "answers.json").write_text(json.dumps(header))
+    shares = bytes(range(5, 255, 25))
+    look = json.loads(lines[0]) | {"grid": [2, 5], "map": base64.b64encode(shares).decode()}
+    (at / "attention.jsonl").write_text("\n".join([json.dumps(look), *lines[1:], ""]))
+    change_answer(runs[0], 0, images=[str(wide)])
+    tab = Tab(chromium, write_page(runs, tmp_path / "report.html").path)
+    own, padded = tab.page.locator(".maps figure").all()
+    shown = own.locator("img").bounding_box()
+    assert shown["width"] / shown["height"] == pytest.approx(2.5, rel=0.02)
+    for i, (cell, share) in enumerate(zip(own.locator("rect").all(), shares, strict=True)):
+        (line, column), box = divmod(i, 5), cell.bounding_box()
+        assert cell.locator("title").text_content() == f"{100 * share / 255 * 0.125:.1f} %"
+        assert box["x"] == pytest.approx(shown["x"] + shown["width"] * column / 5, abs=1)
+        assert box["y"] == pytest.approx(shown["y"] + shown["height"] * line / 2, abs=1)
+    square = padded.locator(".square").bounding_box()
+    assert square["width"] == pytest.approx(square["height"]) and padded.locator("rect").count() == 4
+    assert tab.messages == []
+    tab.context.close()
 
 
 def test_without_scripts_verdict_figures_and_puzzles_are_there(chromium, page_file):

@@ -8,6 +8,7 @@ import html.parser
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -20,7 +21,7 @@ from lmmkit.report.runs_page import LIMITS, runs_page
 from lmmkit.report.sections.accuracy import forest_of
 from lmmkit.report.sections.measures import half_width
 from lmmkit.report.sections.puzzles import puzzle_results, shown_puzzles
-from lmmkit.report.sections.samples import samples_of
+from lmmkit.report.sections.samples import fits_of, samples_of
 from lmmkit.report.sections.setup import setup_of
 from lmmkit.report.sections.summary import summarise_runs
 from lmmkit.report.sections.training import OF_ONE, training_of
@@ -378,6 +379,19 @@ def test_fields_of_another_type_are_refused_and_damaged_maps_left_out(own_pair):
         with pytest.raises(UserError, match="answers/damaged"):
             runs_page(own_pair)
         (own_pair[0] / "answers/finetune/answers/answers.jsonl").write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("fits", "part"),
+    [
+        (["pad"], "pad"), (["crop"], "crop"), (["stretch"], "stretch"), (["native, at most 9 patches"], "stretch"),
+        ([EVIL], "stretch"), ([], "pad"), (3, "pad"), ([["crop"]], "stretch"),
+    ],
+)  # fmt: skip
+def test_maps_cover_what_a_model_gets(pair, fits, part):
+    asked = ask_runs(load_runs(pair))
+    changed = replace(asked.of[1], header={"prompt": {"image_fit": fits}})
+    assert fits_of(replace(asked, of=[asked.of[0], changed])) == ["pad", part]
 
 
 def test_half_a_surrogate_pair_can_be_written(own_pair):

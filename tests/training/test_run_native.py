@@ -13,6 +13,7 @@ from lmmkit import build
 from lmmkit.api.sample import Native
 from lmmkit.attention.backends import Flash, Sdpa
 from lmmkit.attention.eager import Eager
+from lmmkit.attention.interface import Heads
 from lmmkit.cost_estimate import Load, estimate
 from lmmkit.data.image_files.image_file import image_size
 from lmmkit.data.images import normalise, read_image
@@ -34,6 +35,7 @@ from tests.training.test_run_tiles import ASKED, write, write_shapes
 
 FIT = "{kind: native, max_patches: 30, multiple: 3}"
 TIMM = "model.vision={timm: vit_tiny_patch16_224, weights: none, image_size: 24, args: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2%s}}"
+HEADS_OF_8 = TIMM.replace("num_heads: 2", "num_heads: 3") % ", dynamic_img_size: true"
 ORDER = "plugins={image_order: {grid: %d, permutations: 5}, directed_token: {place: end}}"
 
 
@@ -132,28 +134,32 @@ def test_a_run_trains_answers_and_is_evaluated(recipe, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fit", "chat", "shown"),
+    ("fit", "chat"),
     [
-        (FIT, "pad", False),
-        (FIT, "{kind: anyres, max_tiles: 2}", False),
-        ("pad", FIT, True),
-        ("{kind: anyres, max_tiles: 2}", "{kind: anyres, max_tiles: 2}", True),
+        (FIT, "pad"),
+        (FIT, "{kind: anyres, max_tiles: 2}"),
+        ("pad", FIT),
+        ("{kind: anyres, max_tiles: 2}", "{kind: anyres, max_tiles: 2}"),
     ],
 )
-def test_attention_to_an_image_is_drawn_by_the_fit_of_its_source(recipe, fit, chat, shown):
+def test_attention_to_an_image_is_drawn_by_the_fit_of_its_source(recipe, fit, chat):
     """Draws it in a model whose chat may treat images otherwise."""
     prepared = prepare(recipe(f"data.questions.image_fit={fit}", f"model.chat.image_fit={chat}"))
     objective = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     build.set_stage(objective, prepared.plans["finetune"], prepared.recipe.stages["finetune"], seed=0)
     drawn = stage_images(prepared, objective, Position("finetune", 1, 1), torch.device("cpu")).images
-    assert "attention/image" in drawn and ("attention/response_to_image" in drawn) is shown
+    assert drawn["attention/image"].shape == drawn["attention/response_to_image"].shape
 
 
-@pytest.mark.parametrize("backend", [Flash(), Sdpa(), Eager()], ids=lambda each: each.name)
-def test_on_a_card_no_image_of_any_size_waits_for_the_device(recipe, backend):
+@pytest.mark.parametrize(
+    ("backend", "vision"),
+    [(Flash(), ()), (Sdpa(), ()), (Eager(), ()), (Flash(), (HEADS_OF_8,))],
+    ids=["flash", "sdpa", "eager", "timm"],
+)
+def test_on_a_card_no_image_of_any_size_waits_for_the_device(recipe, backend, vision):
     """Runs the encoder alone, then the model with its gradients, on images of both kinds."""
     source = "{kind: llava, records: finetune.json, images: ., template: vicuna_v1, image_fit: pad}"
-    prepared = prepare(recipe(f"data.more={source}", "stages.finetune.data={questions: 1, more: 1}"))
+    prepared = prepare(recipe(f"data.more={source}", "stages.finetune.data={questions: 1, more: 1}", *vision))
     made = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     lmm, batch = made.lmm, prepared.pipeline("finetune").step(0)[0]
     assert batch.patches is not None and len(set(batch.patches.grids)) > 1 and len(batch.pixels_ICXY)
@@ -161,9 +167,10 @@ def test_on_a_card_no_image_of_any_size_waits_for_the_device(recipe, backend):
     lmm.backend = lmm.vision.backend = backend
     with on_card(made) as rules, made.computing(torch.device("cuda")):
         moved = batch.to("cuda")
-        assert lmm.encode(moved).native_RD.shape == (len(batch.patches.patch_RF), 32)
+        width, blocks = lmm.vision.image.width, getattr(lmm.vision, "model", lmm.vision).blocks
+        assert lmm.encode(moved).native_RD.shape == (len(batch.patches.patch_RF), width)
         if backend == Flash():
-            assert rules.called == ["_flash_attention_forward"] * len(lmm.vision.blocks)
+            assert rules.called == ["_flash_attention_forward"] * len(blocks)
         assert bool(rules.called) == (backend != Eager())
         loss = total(made(moved).sums, {"next_token": 1.0}, batch.count)
         found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
@@ -190,6 +197,23 @@ def test_rows_are_shown_and_estimated(recipe, folder, scenes, tmp_path):
     page = tmp_path / "samples.html"
     command("data", "show", path, "questions", "--root", scenes, "--count", 5, "--html", page)
     assert page.read_text().count("data:image/webp") >= len({name for images in ASKED for name in images})
+
+
+def test_the_plan_names_an_encoder_with_a_pass_for_each_size(recipe):
+    """Its attention is no trial of the backends, which get the heads of one that packs images."""
+    cpu, packed, eva = (
+        torch.device("cpu"),
+        HEADS_OF_8,
+        HEADS_OF_8.replace("vit_tiny_patch16", "eva02_tiny_patch14"),
+    )
+    line = "  encoder  a pass for each size of images: Eva is no plain ViT of timm\n"
+    for vision, heads, apart in ((packed, Heads(3, 3, 8), False), (eva, None, True)):
+        prepared = prepare(recipe(vision))
+        assert plan_text(prepared).count(line) == apart, "in the last stage alone"
+        found = build.conditions(prepared.recipe, cpu)
+        assert found.encoder == heads and found.packed_images
+    assert line not in plan_text(prepare(recipe(eva, fit="pad")))
+    assert build.conditions(prepare(recipe(packed, fit="pad")).recipe, cpu).encoder is None
 
 
 def test_the_order_task_works_on_each_grid_that_divides(recipe):

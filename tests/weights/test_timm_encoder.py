@@ -16,7 +16,7 @@ import lmmkit
 from lmmkit import build
 from lmmkit.errors import UserError
 from lmmkit.import_export import show_model
-from lmmkit.model.vision import resample_of
+from lmmkit.model.timm_vit import resample_of
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
 from lmmkit.training.run import train

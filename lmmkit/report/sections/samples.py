@@ -23,13 +23,12 @@ WITH_IMAGE = (OWN, "swapped", "empty")  # the conditions that show the image of 
 @dataclass(frozen=True, kw_only=True)
 class ShownSamples:
     """Holds the samples on the page. `rows`: for the script. `of`: all common questions. `runs`: numbers of those whose
-    answers are there. `conditions`: those of the answers, in their order. `fit`: how the model gets the images."""
+    answers are there. `conditions`: those of the answers, in their order."""
 
     rows: Sequence[dict[str, Any]]
     of: int
     runs: Sequence[int]
     conditions: Sequence[str]
-    fit: str
 
 
 def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> ShownSamples | None:
@@ -61,17 +60,19 @@ def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> ShownSample
     placed = [
         row["data"] | {"p": [shelf.place(path) for path in row["paths"]]} for row in rows.values()
     ]  # fmt: skip
-    return ShownSamples(rows=placed, of=len(ids), runs=runs, conditions=conditions, fit=fit_of(asked))
+    return ShownSamples(rows=placed, of=len(ids), runs=runs, conditions=conditions)
 
 
-def fit_of(asked: AskedRuns) -> str:
-    """Returns how the model gets the images: pad, crop or squash."""
+def fits_of(asked: AskedRuns) -> list[str]:
+    """Returns for each run which part of an image its model gets, and maps cover: pad (with bars), crop, or stretch,
+    which is all of it, also of one that is cut into tiles or keeps its shape."""
+    found = []
     for run in asked.of:
         prompt = run.header.get("prompt")
         fits = prompt.get("image_fit") if isinstance(prompt, dict) else None
-        if isinstance(fits, list) and fits and fits[0] in ("pad", "crop", "squash"):
-            return fits[0]
-    return "pad"
+        first = fits[0] if isinstance(fits, list) and fits else "pad"
+        found.append(first if first in ("pad", "crop") else "stretch")
+    return found
 
 
 def _picked(ids: Sequence[str], differ: set[str], most: int) -> list[str]:

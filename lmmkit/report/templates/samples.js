@@ -95,7 +95,7 @@
     }
     return layer;
   };
-  const square = (source, alt, more = "") => make("div", { class: `square ${DATA.fit} ${more}` }, source ? make("img", { src: source, alt }) : null);
+  const square = (source, alt, fit, more = "") => make("div", { class: `square ${source ? fit : ""} ${more}` }, source ? make("img", { src: source, alt }) : null);
   const rampBar = () => {
     const n = 24, colour = v => (mode === "heat" ? heat(v) : `rgb(${Array(3).fill(Math.round(17 + 221 * v))})`);
     return draw("svg", { viewBox: `0 0 ${n} 1`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...Array.from({ length: n }, (_, i) => draw("rect", { x: i, width: 1.1, height: 1, fill: colour(i / (n - 1)) })));
@@ -109,7 +109,7 @@
     const maps = make("div", { class: `maps ${mode}` }, ...NAMES.map((name, run) => {
       const look = sample.h[run];
       if (!look) return null;
-      const box = square(imageAt(sample.p[OWN]), `The image with the attention of ${name}`);
+      const box = square(imageAt(sample.p[OWN]), `The image with the attention of ${name}`, DATA.fits[run]);
       if (mode !== "off") box.append(overlay(look));
       return make("figure", {}, box, make("figcaption", {}, make("span", {}, runKey(DATA.runs[run]), `${name}: `, make("b", {}, inPercent(look[1])), " on the image"), make("span", {}, `even ${inPercent(look[2])}, most on one patch ${inPercent(look[3])}`)));
     }));
@@ -120,7 +120,7 @@
   };
   const paint = () => {
     const sample = SAMPLES[shown[at]];
-    const heads = CONDITIONS.map((name, c) => make("th", { scope: "col" }, square(imageAt(sample.p[c]), IMAGE_NAMES[name], name === "none" || name === "black" ? name : ""), IMAGE_NAMES[name]));
+    const heads = CONDITIONS.map((name, c) => make("th", { scope: "col" }, square(imageAt(sample.p[c]), IMAGE_NAMES[name], DATA.fits[0], name === "none" || name === "black" ? name : ""), IMAGE_NAMES[name]));
     const rows = NAMES.map((name, run) => make("tr", {}, make("th", { scope: "row" }, runKey(DATA.runs[run]), name), ...sample.a[run].map((answer, c) => make("td", {},
       answer === null ? "–" : make("span", { class: "answer" }, mark(sample, run, c), make("span", {}, answer || make("i", { class: "ci" }, "(nothing)")))))));
     detail.replaceChildren(

@@ -27,7 +27,8 @@ from lmmkit import build
 from lmmkit.errors import raise_all
 from lmmkit.errors.training import OPTIMIZER, PROCESS_COUNT
 from lmmkit.model.decoder import Decoder
-from lmmkit.model.vision import TimmViT, ViT
+from lmmkit.model.timm_vit import TimmViT
+from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.optimizers import OPTIMIZERS
 from lmmkit.plan.prepare import Prepared
