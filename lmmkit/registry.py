@@ -178,15 +178,23 @@ class _Loader:
     def component(self, where: str, instance: str, use: str) -> FoundComponent:
         """Returns the component that `use` names; for a file without a component's name, `instance`."""
         name = (use.partition(":")[2] or instance) if ".py" in use else use
-        return _checked(where, self.plugin(where, use), name)
+        plugin = self.plugin(where, use)
+        if not plugin.components and self._observes(plugin):
+            nearest = "Observers are named in `output.observers` of a recipe."
+            raise UserError(NO_COMPONENT.at(where, got=f"an observer, {plugin.origin}", nearest=nearest))
+        return _checked(where, plugin, name)
 
     def observer(self, where: str, use: str) -> str:
         """Returns the origin of an observer. Raises `UserError` if it cannot be loaded, or has no observer hook."""
         plugin = self.plugin(where, use)
-        if not any(self._implementation(hook, plugin.name) for hook in OBSERVER_HOOKS):
+        if not self._observes(plugin):
             got, hooks = f"{plugin.origin} without observer hooks", ", ".join(OBSERVER_HOOKS)
             raise UserError(NO_OBSERVER_HOOK.at(where, got=got, hooks=hooks))
         return plugin.origin
+
+    def _observes(self, plugin: _Plugin) -> bool:
+        """Returns whether a plugin has a hook of an observer."""
+        return any(self._implementation(hook, plugin.name) for hook in OBSERVER_HOOKS)
 
     def plugin(self, where: str, use: str) -> _Plugin:
         """Imports and registers the plugin that `use` names, unless it is registered."""

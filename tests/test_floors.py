@@ -66,7 +66,7 @@ FLOORS: dict[str, str] = {
         tiles native rows
     """,
     "lmmkit.data.image_files": """
-        upright image_file
+        upright data_addresses image_file
     """,
     "lmmkit.data.micro_batch": """
         laid_out labels need_rows packed_images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from tests.conftest import PLAIN, WEIGHTLESS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md", *PAGES]
+WITHOUT_COMMANDS = {"CONTRIBUTING.md", "ARCHITECTURE.md", "docs/reliability.md"}
 
 
 def blocks(language: str) -> list[str]:
@@ -83,18 +87,7 @@ def code_of(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/plugins.md",
-        "docs/recipes.md",
-        "docs/data.md",
-        "docs/ablations.md",
-        "docs/chat.md",
-    ],
-)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_and_options_named_in_documents_exist(name):
     found = 0
     for code in code_of((ROOT / name).read_text(encoding="utf-8")):
@@ -105,14 +98,14 @@ def test_commands_and_options_named_in_documents_exist(name):
             found += 1
             command = get_command(app)
             for word in words[1:]:
-                if not hasattr(command, "commands"):
+                if not hasattr(command, "commands") or word.startswith("--"):
                     break
                 assert word in command.commands, f"`{part}` of {name}"
                 command = command.commands[word]
             options = {option for parameter in command.params for option in parameter.opts}
             used = {word for word in words if word.startswith("--")}
             assert used <= options, f"`{part}` of {name}: {used - options}"
-    assert found or name == "CONTRIBUTING.md"
+    assert found or name in WITHOUT_COMMANDS
 
 
 def test_every_command_is_named_in_readme():
@@ -121,6 +114,41 @@ def test_every_command_is_named_in_readme():
         below = getattr(command, "commands", {"": None})
         for word in below:
             assert f"lmmkit {name} {word}".strip() in README, f"{name} {word}"
+
+
+def test_files_of_tests_named_in_documents_exist():
+    there = {path.name for folder in ("tests", "benches") for path in (ROOT / folder).rglob("*.py")}
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        paths = re.findall(r"\b(?:tests|benches)/[\w/]+\.py", text)
+        assert not [path for path in paths if not (ROOT / path).is_file()], name
+        assert set(re.findall(r"\btest_\w+\.py", text)) <= there, name
+
+
+def test_every_option_is_described_in_a_document():
+    """Reads the pages beside the list of codes. An option of many commands is in a table of README."""
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS if name != "docs/errors.md"]
+    described = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", " ".join(pages)))
+
+    def options(command) -> set[str]:
+        own = {each for parameter in command.params for each in (*parameter.opts, *parameter.secondary_opts)}
+        return own.union(*(options(each) for each in getattr(command, "commands", {}).values()))
+
+    found = {each for each in options(get_command(app)) if each.startswith("-")}
+    assert len(found) > 60 and not found - described
+
+
+def test_every_page_is_listed_in_readme():
+    section = README.partition("\n### Documents\n")[2].partition("\n#")[0]
+    listed = re.findall(r"^\| \[[\w/]+\.md\]\((docs/\w+\.md)\)", section, re.MULTILINE)
+    assert sorted(listed) == PAGES
+
+
+def test_every_extra_is_listed_in_readme():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = README.partition("\n| Extra | For |\n")[2].partition("\n\n")[0]
+    listed = re.findall(r"`(\w+)`", " ".join(line.split(" | ")[0] for line in table.splitlines()[1:]))
+    assert sorted(listed) == sorted(project["optional-dependencies"])
 
 
 def tree() -> dict[str, list[str]]:
@@ -152,8 +180,7 @@ def test_the_tree_names_only_what_is_there_and_all_of_lmmkit():
 
 
 def test_links_and_images_lead_somewhere():
-    names = ("ablations", "chat", "plugins", "forks", "recipes", "data")
-    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in names)):
+    for name in DOCUMENTS:
         for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             if target.startswith("http"):
                 continue

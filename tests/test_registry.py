@@ -80,6 +80,17 @@ def test_an_observer_that_raises_is_logged_once_and_the_run_continues(scenes, tm
     assert warning == f"lmmkit_logged of {path} raised OSError: no network; it is not called again"
 
 
+def test_an_observer_among_the_plugins_is_refused_with_its_place(tmp_path):
+    (tmp_path / "figures.py").write_text(f"{HOOKIMPL}def lmmkit_logged(step):\n    pass\n")
+    with pytest.raises(UserError) as error:
+        open_registry(
+            {"figures": "figures.py"}, where={"figures": "plugins.figures"}, base=tmp_path, trust_files=True
+        )
+    (problem,) = error.value.problems
+    assert problem.code == "plugin/no-component" and problem.where == "plugins.figures"
+    assert problem.got.startswith("an observer, figures.py ") and "`output.observers`" in problem.hint
+
+
 def test_modules_without_observer_hooks_are_refused_together_with_other_problems(scenes, tmp_path):
     (tmp_path / "no_hook.py").write_text("x = 1\n")
     (tmp_path / "typo.py").write_text(

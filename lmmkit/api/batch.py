@@ -96,7 +96,7 @@ class RowGather:
     per view.
 
     `size_G` is the number of pairs of each view that has any, and `group_Q` the index of a pair's view among
-    those. `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
+    those. `uniform_Q` is given for needs of attention: the mass that uniform attention would put on all their keys.
     `item_Q` and `patch_Q` are given for image rows only: the number of a row among the rows of all images of
     the batch, and among those of its image.
     `key_QK` is given for `AttnTo`: the rows of the keys of each query, -1 where it has none or cannot attend to it.

@@ -69,13 +69,15 @@ class Image:
     """Describes an image file (absolute path) and the edit applied to its pixels, if any.
 
     `part`: where the image is in a larger file, (offset, bytes); None if it is the complete file. `cell`: where it
-    is in a parquet or Arrow file: record, column, number in the cell.
+    is in a parquet or Arrow file: record, column, number in the cell. `address`: the image is written as a `data:`
+    address with this hash, in the record of JSON at `part` or in the cell.
     """
 
     path: str
     edit: ImageEdit | None = None
     part: tuple[int, int] | None = None
     cell: tuple[int, str, int] | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True)

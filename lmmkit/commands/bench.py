@@ -23,6 +23,7 @@ from lmmkit.commands.support.common import (
     the_recipe,
 )
 from lmmkit.progress import counted, working
+from lmmkit.report.wording import plural
 
 app = typer.Typer(no_args_is_help=True, help="Attention backends: which run here, and their cost.")
 
@@ -95,8 +96,9 @@ def kernels(
     if as_json:
         return print_json([asdict(each) for each in found])
     rows, asked = sum(map(len, batches)), sum(len(b.attention.row_R) for b in batches)
+    several = plural(len(batches), "micro-batch", "micro-batches")
     table = Table(
-        title=f"one layer's attention, forward and backward: {rows:,} rows in {len(batches)} micro-batches, "
+        title=f"one layer's attention, forward and backward: {rows:,} rows in {several}, "
         f"the mass of {asked:,}; {device.type}, {str(dtype).removeprefix('torch.')}",
         title_justify="left", caption="errors: max|a - b| / max|b| against float64", caption_justify="left",
     )  # fmt: skip

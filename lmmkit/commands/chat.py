@@ -25,7 +25,7 @@ from lmmkit.commands.support.common import (
     show,
 )
 from lmmkit.errors import LmmkitError, MachineError, Tried, UserError, raise_together
-from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_WEB
+from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_TOP_P, CHAT_WEB
 from lmmkit.memory_faults import naming_memory
 from lmmkit.progress import shown_on, working
 from lmmkit.report.wording import plural
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @reporting
 def chat(
     model: Annotated[
-        Path | None, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")
+        Path | None, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model folder.")
     ] = None,
     demo: Annotated[
         bool,
@@ -56,7 +56,14 @@ def chat(
         int, typer.Option("--max-new-tokens", min=1, help="The most tokens of an answer.")
     ] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="With --temperature: draw from the likeliest tokens with this probability in all.",
+        ),
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed for sampling, and of the image that --demo draws.")] = 0,
     web: Annotated[
         bool, typer.Option("--web", help="Serve a page for this machine's browser instead (extra `web`).")
@@ -69,7 +76,7 @@ def chat(
 ) -> None:
     """Chat with a trained model about images."""
     model = _model(model, demo)
-    _require_fitting(prompt, web, port)
+    _require_fitting(prompt, web, port, temperature, top_p)
     with working(STARTING):
         import torch
 
@@ -153,12 +160,14 @@ def _model(model: Path | None, demo: bool) -> Path:
     return DEMO_MODEL if model is None else model
 
 
-def _require_fitting(prompt: str | None, web: bool, port: int) -> None:
-    """Raises `UserError` for options that exclude each other."""
+def _require_fitting(prompt: str | None, web: bool, port: int, temperature: float, top_p: float) -> None:
+    """Raises `UserError` for options that exclude each other, and for one that would change nothing."""
     if web and prompt is not None:
         raise UserError(CHAT_WEB.at("--web", got="`--web` and `--prompt`"))
     if port and not web:
         raise UserError(CHAT_WEB.at("--port", got=f"`--port {port}` without `--web`"))
+    if top_p < 1 and temperature == 0:
+        raise UserError(CHAT_TOP_P.at("--top-p", got=f"`--top-p {top_p}` without `--temperature`"))
 
 
 def _draw(number: int) -> DrawnImage:

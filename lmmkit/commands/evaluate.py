@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,6 @@ from lmmkit.commands.support.common import (
     STARTING,
     Dtype,
     Json,
-    Root,
     Trust,
     err,
     print_json,
@@ -24,6 +23,7 @@ from lmmkit.commands.support.common import (
 from lmmkit.progress import working
 
 if TYPE_CHECKING:
+    from lmmkit.errors import Problem
     from lmmkit.evaluate.benchmarks.benchmark import Benchmark
     from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask
     from lmmkit.evaluate.run import TaskResult
@@ -60,7 +60,10 @@ def evaluate(
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where results go. \\[default: the run]")
     ] = None,
-    root: Root = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="Where the recipe's relative paths start. \\[default: as in training]"),
+    ] = None,
     probe: Annotated[
         bool,
         typer.Option("--probe", help="Also with a blank image, with another item's image, and with none."),
@@ -96,6 +99,8 @@ def evaluate(
         if found is not None and found[1].speed.threads:
             torch.set_num_threads(found[1].speed.threads)
         own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
+        options = {"--files": files, "--split": split, "--limit": limit, "--published": published or None}
+        raise_all(() if benchmarks else _unused(options))
         raise_all(problem for task in benchmarks.values() for problem in _file_problems(task))
         shared = {
             "controls": controls, "dtype": getattr(torch, dtype), "trust_files": trust_files, "out": folder,
@@ -154,6 +159,15 @@ def _divided(
         )
         benchmarks[name if split in (None, task.benchmark.splits[0]) else f"{name}-{split}"] = task
     return [name for name in names if name in tasks], benchmarks
+
+
+def _unused(options: Mapping[str, object]) -> Iterator[Problem]:
+    """Yields a problem for each option that is given, where no benchmark is evaluated."""
+    from lmmkit.errors.answers import NO_BENCHMARK
+
+    for name, value in options.items():
+        if value is not None:
+            yield NO_BENCHMARK.at(name, got=name if value is True else f"{name} {value}")
 
 
 def _file_problems(task):

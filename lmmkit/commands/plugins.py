@@ -93,7 +93,7 @@ def trace(
     root: Root = None,
     changes: Set = None,
     stage: Annotated[str | None, typer.Option(help="\\[default: every stage]")] = None,
-    samples: Annotated[int, typer.Option(min=1)] = 2,
+    samples: Annotated[int, typer.Option(min=1, help="How many of each stage.")] = 2,
     trust_files: Trust = False,
 ) -> None:
     """Print a recipe's first samples: the spans of each view, and what is supervised.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from lmmkit.commands.support.common import (
     the_recipe,
 )
 from lmmkit.progress import working
+
+if TYPE_CHECKING:
+    from lmmkit.recipe import Recipe
 
 
 @reporting
@@ -62,9 +65,7 @@ def train(
             option = " and --resume" if finished.run.is_run else ""
             message = f"stopped by a signal; {state}. Continue with the same command{option} ({to}){cut}"
         else:
-            following = "eval" if read.evaluate and read.evaluate.tasks else "chat"
-            option = " --trust-files" if trust_files else ""
-            message = f"next: lmmkit {following} {shlex.quote(str(to))}{option}"
+            message = f"next: {_following(read, to, stage, trust_files)}"
         if ranks.first and finished.signal is None:
             print_text(f"done: {learned(finished.run)}")
             print_text(f"cost: {cost(finished.run)}{cut}")
@@ -72,3 +73,12 @@ def train(
             out.print(message)
     if finished.signal is not None:
         raise typer.Exit(exit_code(finished.signal))
+
+
+def _following(recipe: Recipe, run: Path, stage: str | None, trust_files: bool) -> str:
+    """Returns what to do after a training: the next stage, if one was trained alone; else the evaluation, or a chat."""
+    after = list(recipe.stages)[list(recipe.stages).index(stage) + 1 :] if stage is not None else []
+    if after:
+        return f"the same command, but with `--stage {after[0]} --resume`"
+    command = "eval" if recipe.evaluate and recipe.evaluate.tasks else "chat"
+    return f"lmmkit {command} {shlex.quote(str(run))}{' --trust-files' * trust_files}"

@@ -26,6 +26,12 @@ DUPLICATE = Code(
     expected="one answer to each question",
     hint="Remove all but one: a file that was appended to twice has such lines.",
 )
+NO_BENCHMARK = Code(
+    "answers/no-benchmark", cause="`lmmkit eval` got an option about benchmarks, and `--on` names none.",
+    expected="a benchmark that is no task of the recipe",
+    hint="Name one (`lmmkit eval RUN --on pope`), or leave the option out: tasks of the recipe have `files`, `split` "
+    "and `samples` there.",
+)
 NO_FILES = Code(
     "answers/no-files", cause="A benchmark needs its official files, and their folder is not given or does not exist.",
     expected="a folder with the official files of {title}", hint="{fix}",

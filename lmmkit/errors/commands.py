@@ -26,6 +26,11 @@ CHAT_PORT = Code(
     "chat/port", cause="The system does not give the port for the page of `lmmkit chat --web`.",
     expected="a free port", hint="Name another one (`lmmkit chat ... --web --port N`), or none, for any that is free.",
 )
+CHAT_TOP_P = Code(
+    "chat/top-p", cause="`--top-p` is about drawing answers at random, and without `--temperature` they are greedy.",
+    expected="a temperature above 0 beside it",
+    hint="Run `lmmkit chat RUN --temperature T --top-p P`, or leave the option out.",
+)
 CHAT_WEB = Code(
     "chat/web", cause="`--prompt`, which asks one question and ends, is given with `--web`, or `--port` without it.",
     expected="`lmmkit chat RUN --prompt TEXT`, or `lmmkit chat RUN --web --port N`", hint="Remove one of the two.",
@@ -38,8 +43,9 @@ LEARNED_TOKENS = Code(
 )
 TOO_LONG = Code(
     "chat/too-long", cause="The prompt leaves too little of the context for the answer.",
-    expected="at most {room} rows (the context minus {max_new_tokens} new tokens)",
-    hint="Shorten the prompt, or ask for fewer new tokens.",
+    expected="the prompt and {max_new_tokens} new tokens within the context, which has {context} rows",
+    hint="Shorten the prompt, or ask for fewer new tokens (`lmmkit chat RUN --max-new-tokens N`; `max_new_tokens` of a "
+    "task in the recipe).",
 )
 
 # demo/

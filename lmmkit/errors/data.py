@@ -186,8 +186,8 @@ IMAGE_MISSING = Code(
     expected="an image file", hint="Restore the file, or correct `images` or the record." + ROOT,
 )
 RECORDS_IMAGES = Code(
-    "records/no-image-folder", cause="The image folder of a source does not exist.",
-    expected="a folder of images", hint="Correct `images`." + ROOT,
+    "records/no-image-folder", cause="The image folder of a source does not exist, or is missing from the recipe.",
+    expected="a folder of images", hint="Add or correct `images`." + ROOT,
 )
 JSON = Code(
     "records/json", cause="A record is not valid JSON.",
@@ -196,6 +196,11 @@ JSON = Code(
 LONG = Code(
     "records/too-long", cause="A record is too long.",
     expected="at most {most}", hint="Split the conversation into several records.",
+)
+DATA_ADDRESS = Code(
+    "records/data-address", cause="A `data:` address in a record of kind `messages` is no image in base64.",
+    expected="`data:image/TYPE;base64,` and the base64 of an image file, of at most 160 million bytes",
+    hint="Correct or remove the record, or name the image by a path below `images`.",
 )
 MESSAGE_COLUMN = Code(
     "records/columns", cause="A record of kind `messages` has no column of messages, or two columns for one thing.",

@@ -25,8 +25,9 @@ GRID_DAMAGED = Code(
     expected="{content}", hint="Write it again: `lmmkit ablate GRID.yaml`.",
 )
 GRID_AND_RUNS = Code(
-    "report/grid-and-runs", cause="A grid is named together with something else.",
-    expected="one grid, or runs", hint="Write a report of the grid, and another of the runs.",
+    "report/grid-and-runs", cause="A grid is named together with runs, or with a task, which is for runs.",
+    expected="one grid alone, or runs",
+    hint="Write a report of the grid (`lmmkit report GRID`), and another of the runs (`lmmkit report RUN --on TASK`).",
 )
 NOT_HTML = Code(
     "report/out", cause="The page would be written over a file that is no HTML page, or a folder.",

@@ -79,7 +79,8 @@ RANK_ENDED = Code(
 CHANGED = Code(
     "resume/changed", cause="The recipe, plan or data differ from those of the run to resume.",
     expected="{before}, as in the run",
-    hint="Resume with {recipe} on the same data, or begin a new run.{accept}",
+    hint="Resume with the recipe of the run (`lmmkit train {recipe} --root {root} --out {run} --resume`) and the same "
+    "data, or begin a new run.{accept}",
 )
 OTHER_CUT = Code(
     "resume/other-cut",

@@ -261,10 +261,9 @@ class ChatModel:
 
 def _require_room(where: str, rows: int, context: int, max_new_tokens: int) -> None:
     """Raises `UserError` unless a prompt of that many rows fits into the context with the new tokens."""
-    room = context - max_new_tokens
-    if rows > room:
+    if rows + max_new_tokens > context:
         got = f"a prompt of {rows} rows"
-        raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
+        raise UserError(TOO_LONG.at(where, got=got, context=context, max_new_tokens=max_new_tokens))
 
 
 def _views(samples: Sequence[SizedSample]) -> int:

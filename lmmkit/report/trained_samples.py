@@ -158,10 +158,10 @@ class SampleReader:
             for span in member.layout
             if span.image is not None
         )
-        files: dict[tuple[str, object], int] = {}
+        files: dict[tuple[str, object, str | None], int] = {}
         found, at, kept = {}, 0, 0
         for image, fit in refs:
-            number = files.setdefault((image.path, image.part or image.cell), len(files) + 1)
+            number = files.setdefault((image.path, image.part or image.cell, image.address), len(files) + 1)
             if isinstance(fit, Native):
                 assert batch.patches is not None, "it has the images that keep their shape"
                 own_CXY, kept = natural(batch.patches.pixels(kept), spec), kept + 1

@@ -33,8 +33,9 @@ def write_page(paths: Sequence[Path], to: Path, *, on: str | None = None) -> Wri
     """
     require_place(to)
     grids = [path for path in paths if _is_grid(path)]
-    if grids and len(paths) > 1:
-        raise UserError(GRID_AND_RUNS.at(str(grids[0]), got=f"a grid among {len(paths)} names"))
+    if grids and (len(paths) > 1 or on is not None):
+        got = f"a grid among {len(paths)} names" if len(paths) > 1 else f"a grid, and the task `{on}`"
+        raise UserError(GRID_AND_RUNS.at(str(grids[0]), got=got))
     page: Page = grid_page(grids[0]) if grids else runs_page(paths, on=on)
     return place_page(page, to)
 

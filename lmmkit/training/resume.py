@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -69,7 +70,9 @@ def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool, ranks: int
     allowed = {"speed", "output", "machine"} | ({"data"} if accept_data else set())
     names = {name for plan in prepared.plans.values() for name in plan.not_additive} | set(run.cut()[0])
     terms = ", ".join(f"`{name}`" for name in sorted(names))
-    raise_all(_refused(run, change, terms) for change in found if change.kind not in allowed)
+    raise_all(
+        _refused(run, change, terms, prepared.recipe.root) for change in found if change.kind not in allowed
+    )
     return found
 
 
@@ -117,8 +120,9 @@ def _write(run: RunFolder, prepared: Prepared, ranks: int) -> None:
     write_json_atomic(run.run_json, {**before, **identity(prepared, ranks)})
 
 
-def _refused(run: RunFolder, change: Change, terms: str) -> Problem:
-    """Returns the problem of a change. `terms`: those that do not add up over micro-batches."""
+def _refused(run: RunFolder, change: Change, terms: str, root: str) -> Problem:
+    """Returns the problem of a change. `terms`: those that do not add up over micro-batches. `root`: where the paths of
+    the recipe start."""
     where, accept = f"{run.path}: {change.key}", ""
     if change.key == "ranks":
         got, before = (f"{n} ranks" for n in (change.now, change.before))
@@ -127,7 +131,8 @@ def _refused(run: RunFolder, change: Change, terms: str) -> Problem:
         return OTHER_CUT.at(where, got=change.now, before=change.before, key=change.key, terms=terms)
     if change.kind == "data":
         accept = f" If the change is intended: `{ACCEPT}`; resumes.jsonl keeps what the data was."
-    return CHANGED.at(where, got=change.now, before=change.before, recipe=run.resolved, accept=accept)
+    words = {"recipe": quote(str(run.resolved)), "root": quote(root), "run": quote(str(run.path))}
+    return CHANGED.at(where, got=change.now, before=change.before, accept=accept, **words)
 
 
 def _changed(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:

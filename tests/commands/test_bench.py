@@ -23,6 +23,7 @@ def test_kernels_measures_all_that_run_against_float64(recipe, scenes):  # noqa:
         assert found[name]["seconds"] > 0 and len(found[name]["error"]) == 3
         assert all(0 < error < 5e-6 for error in found[name]["error"])
     text = run("bench", "kernels", recipe, "--root", scenes)
+    assert " rows in 1 micro-batch," in " ".join(text.split())
     assert "sdpa" in text and "xformers left out: no kernels for cpu" in text
 
 

@@ -47,6 +47,11 @@ def test_chat_needs_one_model(words, got):
     assert "chat/model" in text and got in text
 
 
+def test_top_p_needs_a_temperature():
+    text = lmmkit("chat", "--demo", "--prompt", "x", "--top-p", 0.9, code=2)
+    assert "chat/top-p" in text and "`--top-p 0.9` without `--temperature`" in text
+
+
 def test_a_conversation_takes_images_forgets_and_goes_on_after_mistakes(tmp_path):
     scenes = [draw_image(tmp_path, n) for n in (2, 5)]
     (tmp_path / "words.png").write_text("no image")

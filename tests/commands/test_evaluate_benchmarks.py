@@ -131,3 +131,11 @@ def test_another_model_does_not_continue_the_answers(home, tmp_path):
     run("eval", home / "hf", *common)
     text = run("eval", home / "run" / "model" / "pretrain", *common, code=2)
     assert "answers/changed" in text and "model" in text
+
+
+def test_options_about_benchmarks_need_one(home):
+    """Without one they would change nothing: tasks of the recipe do not read them."""
+    words = ["--files", home / "files", "--split", "server", "--limit", 3, "--published"]
+    for on in ([], ["--on", "answers"]):
+        text = run("eval", home / "run", *on, *words, code=2)
+        assert "answers/no-benchmark" in text and "4 problems" in text and "--limit 3" in text

@@ -100,7 +100,7 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(qwen):
     with pytest.raises(UserError, match="chat/too-long") as error:
         ours.reply([Turn("user", "x" * 300)], max_new_tokens=6)
     (problem,) = error.value.problems
-    assert "at most 250 rows (the context minus 6 new tokens)" in problem.expected
+    assert problem.expected == "the prompt and 6 new tokens within the context, which has 256 rows"
 
 
 def test_ids_that_leave_no_room_in_the_context_are_refused(qwen):

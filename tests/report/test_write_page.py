@@ -37,6 +37,8 @@ def test_a_grid_has_a_page_of_its_own(pair, tmp_path):
     (tmp_path / "ablation.json").write_text("{}")
     with pytest.raises(UserError, match="report/grid-and-runs"):
         write_page([tmp_path, pair[0]], tmp_path / "page.html")
+    with pytest.raises(UserError, match="report/grid-and-runs"):
+        write_page([tmp_path], tmp_path / "page.html", on="answers")
 
 
 def test_the_command_prints_the_page_and_what_it_marks(pair, tmp_path):

@@ -287,8 +287,11 @@ def test_resume_refuses_other_data_and_names_what_changed(scenes, tmp_path):
 def test_resume_refuses_another_recipe_and_allows_another_speed(finished, tiny, tmp_path):
     out = tmp_path / "run"
     train(tiny("stages.finetune.length.steps=2"), out=out)
-    with pytest.raises(UserError, match="resume/changed"):
-        train(tiny("stages.finetune.optim.lr=1e-3", "stages.finetune.length.steps=2"), out=out, resume=True)
+    recipe = tiny("stages.finetune.optim.lr=1e-3", "stages.finetune.length.steps=2")
+    with pytest.raises(UserError, match="resume/changed") as error:
+        train(recipe, out=out, resume=True)
+    command = f"lmmkit train {out}/recipe.resolved.yaml --root {recipe.root} --out {out} --resume"
+    assert all(f"`{command}`" in problem.hint for problem in error.value.problems)
     train(
         tiny("stages.finetune.length.steps=2", "speed.workers=1", "output.save_every=2"), out=out, resume=True
     )

@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 import lmmkit
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model
+from lmmkit.recipe import read_text
+from lmmkit.training.preflight import preflight
 from lmmkit.verify_export import require_equal, verify_export
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import open_pretrained
+from tests.conftest import PLAIN
 from tests.data.test_images import noisy_image
 from tests.support import chat_folders, hf_model_folders
 from tests.support.original_llava import original
@@ -89,6 +92,18 @@ def test_it_is_written_as_it_was_and_read_again(ours, public, tmp_path):
     state["model.image_newline"] += 1
     save_file(state, out / "model.safetensors", {"format": "pt"})
     assert {"tensors", "logits"} <= {e.what for e in verify_export(own, out, "llava") if e.equal is False}
+
+
+def test_a_recipe_starts_from_it(public, clip, scenes, tmp_path):
+    """Checks a recipe with connector and decoder of an original folder; without tiles it has no newline row."""
+    folder = original(public, tmp_path / "public")
+    parts = [f"model.vision={{from: {clip}}}", f"model.connector={{kind: mlp2x_gelu, from: {folder}}}",
+             f"model.text={{from: {folder}, context: 500}}", f"model.tokenizer={{from: {folder}}}"]  # fmt: skip
+    keys = "model.chat", "data.captions", "data.questions", "data.heldout", "data.heldout_captions"
+    tiles = f"{{kind: anyres, grids: {[list(grid) for grid in GRIDS]}}}"
+    preflight(read_text(PLAIN, overrides=parts + [f"{key}.image_fit={tiles}" for key in keys], root=scenes))
+    with pytest.raises(UserError, match=r"newline.*weights/extra-tensors"):
+        preflight(read_text(PLAIN, overrides=parts, root=scenes))
 
 
 LACKING = "lmmkit does not have this feature"

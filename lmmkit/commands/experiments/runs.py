@@ -66,8 +66,9 @@ def _print_pair(a: RunSummary, b: RunSummary) -> None:
     table = Table(title=f"A: {a.run.path}\nB: {b.run.path}", title_justify="left")
     for column in ("", "A", "B", "B - A"):
         table.add_column(column, justify="left" if not column else "right")
-    for name in ("state", "recipe", "stage", "started"):
+    for name in ("state", "recipe", "stage"):
         table.add_row(name, getattr(a, name), getattr(b, name), "")
+    table.add_row("started (UTC)", *(each.started[:16].replace("T", " ") for each in (a, b)), "")
     table.add_row("step", f"{a.step:,}", f"{b.step:,}", f"{b.step - a.step:+,}")
     either = {"loss": (a.loss, b.loss)}
     either |= {name: (a.figures.get(name), b.figures.get(name)) for name in {**a.figures, **b.figures}}

@@ -7,6 +7,7 @@ truncated files.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ from typing import BinaryIO
 from PIL import Image as Pil
 
 from lmmkit.api.sample import Image, ImageFit
+from lmmkit.data.image_files.data_addresses import address_bytes, address_in
 from lmmkit.data.image_files.upright import HeightWidth, as_rgb, upright, upright_size
-from lmmkit.data.tables.table_file import read_cell
+from lmmkit.data.tables.table_file import IMAGES, open_table, read_cell
 from lmmkit.errors import LmmkitError, UserError
 from lmmkit.errors.data import IMAGE_DAMAGED, IMAGE_FILE, IMAGE_FORMAT, IMAGE_SHAPE, IMAGE_TOO_LARGE
 from lmmkit.memory_faults import is_out_of_memory
@@ -52,9 +54,13 @@ def image_place(image: Image) -> str:
     """Returns the place of an image as messages name it."""
     if image.cell is not None:
         record, column, number = image.cell
-        return f"{image.path}:{record + 1} (`{column}`, image {number})"
+        which = f"image {number}" if image.address is None else f"`data:` address {image.address}"
+        return f"{image.path}:{record + 1} (`{column}`, {which})"
     part = image.part
-    return image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
+    if part is None:
+        return image.path
+    which = "" if image.address is None else f", `data:` address {image.address}"
+    return f"{image.path} (bytes {part[0]} to {sum(part)}{which})"
 
 
 @contextmanager
@@ -79,6 +85,9 @@ def _as_user_error(path: str) -> Iterator[None]:
 
 def _bytes(image: Image, path: str) -> BinaryIO:
     """Opens the file of an image, or the part of a file that contains it."""
+    if image.cell is not None and image.address is not None:
+        record, column, _ = image.cell
+        return _written(open_table(image.path).read(record, [column], IMAGES)[column], image.address, path)
     if image.cell is not None:
         data = read_cell(image.path, *image.cell)
         if len(data) > MAX_BYTES:
@@ -102,7 +111,14 @@ def _bytes(image: Image, path: str) -> BinaryIO:
         file.close()
         raise
     file.close()
-    return BytesIO(data)
+    return BytesIO(data) if image.address is None else _written(json.loads(data), image.address, path)
+
+
+def _written(record: object, address: str, path: str) -> BinaryIO:
+    """Returns the image that a record has as a `data:` address with this hash."""
+    if (found := address_in(record, address)) is None:
+        raise UserError(IMAGE_DAMAGED.at(path, got="no `data:` address that is the image"))
+    return BytesIO(address_bytes(found, MAX_BYTES))
 
 
 def _check_size(path: str, width: int, height: int, fit: ImageFit) -> None:

@@ -11,6 +11,8 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_IMAGES
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # also a Windows drive
+_NETWORK = re.compile(r"(?:https?|ftp|s3|gs):", re.IGNORECASE)
+_DATA = re.compile(r"data:", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -61,6 +63,11 @@ class ImageRoot:
             raise UserError(RECORDS_IMAGES.at(path, got=got))
         return cls(path=path, real=os.path.realpath(path))
 
+    @classmethod
+    def none(cls) -> ImageRoot:
+        """Returns the root of a source whose records contain all images: it has no path."""
+        return cls(path="", real="")
+
     def list(self, folder: str) -> FolderListing:
         """Lists a folder below the root, given by its relative path."""
         here = os.path.join(self.path, folder)
@@ -96,6 +103,10 @@ def _spelling(path: str) -> str | None:
         return "which contains a backslash"
     if path.startswith("/"):
         return "which is absolute"
+    if _NETWORK.match(path):
+        return "which is a URL: nothing is loaded from the network"
+    if _DATA.match(path):
+        return "which is a `data:` address: the kind `messages` reads it"
     if _URL.match(path):
         return "which is a URL or a drive"
     parts = path.split("/")

@@ -22,7 +22,8 @@ class RawRecord(NamedTuple):
     Its text is the `length` bytes from `offset` on. `no_surrogates`: the text contains no escape of a surrogate.
 
     Of a record that was written in another form: `problems`, each with the part of the record; `notes`: what
-    was not read; `names`: the names that the parts of LLaVA's form have in it.
+    was not read; `names`: the names that the parts of LLaVA's form have in it; `inside`: names of images that it
+    contains.
     """
 
     index: int
@@ -35,6 +36,7 @@ class RawRecord(NamedTuple):
     problems: tuple[tuple[str, Problem], ...] = ()
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] = MappingProxyType({})
+    inside: frozenset[str] = frozenset()
     ends: bool = False
 
 

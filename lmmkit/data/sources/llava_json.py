@@ -1,23 +1,25 @@
-"""Reads a JSON or JSONL file, of kind `llava` or `messages`, through an index. A record is parsed when it is read."""
+"""Reads JSON or JSONL files, of kind `llava` or `messages`, through an index. A record is parsed when it is read."""
 
 from __future__ import annotations
 
 import array
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lmmkit.api.sample import Image
+from lmmkit.data.image_files.data_addresses import MARK, is_address
 from lmmkit.data.sources.image_paths import ImageRoot, describe_path, is_plain, path_fault
 from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import RawRecord, read_records
-from lmmkit.data.sources.json_stream import Window, open_regular
-from lmmkit.data.sources.messages_records import as_llava
+from lmmkit.data.sources.json_stream import Window
+from lmmkit.data.sources.messages_records import as_llava, without_files
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.progress import counted, working
 from lmmkit.runs.files import file_crc32
 
@@ -26,20 +28,24 @@ _IMAGE = np.dtype([("record", "<u8"), ("start", "<u8"), ("folder", "<u4")])
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JsonRecords(IndexedRecords):
-    """Reads the good records of a file, by number. Their images are below `root`. `columns`: of a source of kind
-    `messages`, the names of its columns."""
+    """Reads the good records of files, by number. Their images are below `root`, or `data:` addresses in the records.
+    `columns`: of a source of kind `messages`, the names of its columns."""
 
     root: ImageRoot
     columns: Mapping[str, str] | None = None
 
     def record(self, i: int) -> RawRecord:
         """Reads good record i, in LLaVA's form. Raises `UserError` if its file changed since it was indexed."""
-        raw = super().record(i)
-        return raw if self.columns is None else as_llava(raw, self.columns)
+        return _in_llava_s_form(super().record(i), self.columns, folder=bool(self.root.path))
 
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
         """Returns the images of record i."""
-        return tuple(Image(self._full(path)) for path in paths)
+        return tuple(self._image(i, path) for path in paths)
+
+    @property
+    def contains_images(self) -> bool:
+        """Returns whether records contain images."""
+        return self.index.meta["inside"] > 0
 
     @property
     def image_folder(self) -> str:
@@ -47,12 +53,14 @@ class JsonRecords(IndexedRecords):
         return self.root.path
 
     def names(self, i: int, paths: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the paths of the images below the folder."""
-        return paths
+        """Returns the paths of the images below the folder; an image that the record contains has none."""
+        return tuple("" if MARK.fullmatch(path) else path for path in paths)
 
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image once, with its first record."""
-        return self.image_files()
+        for i, name in self._names():
+            if MARK.fullmatch(name) or _good(name):
+                yield i, self._image(i, name)
 
     def image_files(self) -> Iterator[tuple[int, Image]]:
         """Yields each image file that records name, with its first record."""
@@ -102,6 +110,13 @@ class JsonRecords(IndexedRecords):
             total, count = total + max(size, 0), count + 1
         return f"{count} files, {total} bytes, crc32 {crc:08x}"
 
+    def _image(self, i: int, name: str) -> Image:
+        if (mark := MARK.fullmatch(name)) is None:
+            return Image(self._full(name))
+        at = self.index.arrays["records"][i]
+        place = int(at["offset"]), int(at["length"])
+        return Image(str(self.files.paths[int(at["file"])]), part=place, address=mark[2])
+
     def _full(self, path: str) -> str:
         return os.path.join(self.root.path, path)
 
@@ -115,36 +130,61 @@ class JsonRecords(IndexedRecords):
                 move(int(done[number]))
 
     def _paths(self, folder: int | None = None) -> Iterator[tuple[int, str]]:
-        """Yields (first record, relative path) of each image in record order, of all folders or of one."""
+        """Yields (first record, relative path) of each image file in record order, of all folders or of one."""
+        return ((i, name) for i, name in self._names(folder) if _good(name))
+
+    def _names(self, folder: int | None = None) -> Iterator[tuple[int, str]]:
+        """Yields (first record, relative path or mark) of each image in record order, of all folders or of one."""
         images, names = self.index.arrays["images"], self.index.arrays["names"]
         ends = np.append(images["start"][1:], len(names)).astype(np.uint64)
         chosen = range(len(images)) if folder is None else np.flatnonzero(images["folder"] == folder)
         for j in chosen:
-            path = names[int(images["start"][j]) : int(ends[j])].tobytes().decode()
-            if is_plain(path) or path_fault(path) is None:
-                yield int(images["record"][j]), path
+            yield int(images["record"][j]), names[int(images["start"][j]) : int(ends[j])].tobytes().decode()
 
 
-def open_json(path: Path, images: Path, indexing: Indexing) -> JsonRecords:
-    """Returns the file with its index. Raises `UserError` for a bad records file or image folder."""
-    root = ImageRoot.open(images)
-    with open_regular(path):  # raises a clear error if it cannot be read
-        pass
-    index = indexing.open("json", path, [path], lambda: _index(path, indexing))
-    files = OpenFiles([path])
-    return JsonRecords(path=path, files=files, index=index, root=root, columns=indexing.columns)
+def _good(path: str) -> bool:
+    return is_plain(path) or path_fault(path) is None
 
 
-def _index(path: Path, indexing: Indexing) -> Index:
-    """Makes one pass over the file."""
-    builder, images = IndexBuilder([path], indexing), ImageNames()
-    with Window(path, indexing.progress) as window:
-        for raw in read_records(window):
-            raw = raw if indexing.columns is None else as_llava(raw, indexing.columns)
-            if (size := builder.add(raw)) is not None:
-                images.add(size.images, len(builder) - 1)
-    meta = {"images": len(images.known), "folders": list(images.folders)}
-    return builder.index(meta, images.arrays())
+def open_json(path: Path, files: Sequence[Path], root: ImageRoot, indexing: Indexing) -> JsonRecords:
+    """Returns the files that `path` names with their index. Without a path of the root, no record may name a file.
+
+    Raises `UserError` for a bad records file.
+    """
+    folder = bool(root.path)
+    kind = "json" if folder else "json without images"
+    index = indexing.open(kind, path, files, lambda: _index(files, indexing, folder=folder))
+    return JsonRecords(path=path, files=OpenFiles(files), index=index, root=root, columns=indexing.columns)
+
+
+def _in_llava_s_form(raw: RawRecord, columns: Mapping[str, str] | None, *, folder: bool) -> RawRecord:
+    """Returns a record in LLaVA's form. `folder`: the source has a folder of images."""
+    if columns is not None:
+        raw = as_llava(raw, columns)
+    return raw if folder else without_files(raw)
+
+
+def _index(files: Sequence[Path], indexing: Indexing, *, folder: bool) -> Index:
+    """Makes one pass over the files. A record has its number in all of them."""
+    builder, images, done = IndexBuilder(files, indexing), ImageNames(), 0
+
+    def read(file: int) -> int:
+        before = builder.counts["records"]
+        with Window(files[file], lambda size: indexing.progress(done + size)) as window:
+            for raw in read_records(window):
+                raw = _in_llava_s_form(raw, indexing.columns, folder=folder)
+                if (size := builder.add(raw._replace(index=before + raw.index), file)) is not None:
+                    images.add(size.images, len(builder) - 1)
+            return window.size
+
+    problems = list[Problem]()
+    for file in range(len(files)):
+        try:
+            done += read(file)
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+    return builder.index(images.meta(), images.arrays())
 
 
 class ImageNames:
@@ -166,6 +206,11 @@ class ImageNames:
             for column, value in zip(self.columns, (record, len(self.names), folder), strict=True):
                 column.append(value)
             self.names += path.encode()
+
+    def meta(self) -> dict[str, object]:
+        """Returns the counts of images, of those that records contain, and the folders."""
+        inside = sum(map(is_address, self.known))  # no path begins as a mark does
+        return {"images": len(self.known), "inside": inside, "folders": list(self.folders)}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays that an index has of them."""

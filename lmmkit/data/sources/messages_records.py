@@ -12,12 +12,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lmmkit.data.image_files.data_addresses import address_bytes, is_address, mark_of
+from lmmkit.data.image_files.image_file import MAX_BYTES
 from lmmkit.data.image_markers import MARKER
+from lmmkit.data.sources.image_paths import path_fault
 from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.record_keys import OWN_KEYS
 from lmmkit.data.sources.record_parser import value_kind
 from lmmkit.errors import Code, Problem
-from lmmkit.errors.data import MARKERS, MEDIA, MESSAGE_COLUMN, MESSAGE_PART, MESSAGE_ROLE, RECORDS_TURNS, TYPE
+from lmmkit.errors.data import (
+    DATA_ADDRESS,
+    MARKERS,
+    MEDIA,
+    MESSAGE_COLUMN,
+    MESSAGE_PART,
+    MESSAGE_ROLE,
+    RECORDS_IMAGES,
+    RECORDS_TURNS,
+    TYPE,
+)
 
 # The columns of a record, each with the names that it has without a mapping.
 COLUMNS = {
@@ -58,6 +71,18 @@ def as_llava(raw: RawRecord, columns: Mapping[str, str]) -> RawRecord:
     return _Form(columns).read(raw)
 
 
+def without_files(raw: RawRecord) -> RawRecord:
+    """Returns a record in LLaVA's form of a source without a folder of images: with a problem if it names a file."""
+    if not isinstance(raw.value, dict) or raw.problems:
+        return raw
+    paths = [raw.value["image"]] if "image" in raw.value else raw.value.get("images", ())
+    files = [path for path in paths if isinstance(path, str) and path not in raw.inside and not path_fault(path)]
+    if not files:
+        return raw
+    problem = RECORDS_IMAGES.at("", got=f"path {files[0][:80]!a} in a source without `images`")
+    return raw._replace(problems=(("images", problem),))
+
+
 @dataclass
 class _Form:
     """Converts one record and collects its problems, each with the part of the record."""
@@ -68,6 +93,7 @@ class _Form:
     given: list[object] = field(default_factory=list)  # images of the record's own column
     used: set[int] = field(default_factory=set)  # those of them that have a place
     placed: list[object] = field(default_factory=list)  # images in the order of their places
+    inside: set[str] = field(default_factory=set)  # the marks of those that the record contains
 
     def read(self, raw: RawRecord) -> RawRecord:
         record = {key: value for key, value in raw.value.items() if value is not None}  # type: ignore[attr-defined]
@@ -86,7 +112,8 @@ class _Form:
                 self.wrong(RECORDS_TURNS, names["messages"], f"`{names['messages']}` {value_kind(messages)}")
             return raw._replace(problems=tuple(self.problems))
         images = record[names["images"]] if "images" in names else []
-        self.given = images if isinstance(images, list) else [images]
+        images = images if isinstance(images, list) else [images]
+        self.given = [self.named(image, "images", names.get("images", "")) for image in images]
         turns = self.turns(messages, names["messages"])
         value = {
             key: each for key, each in record.items() if key not in names.values() and key not in OWN_KEYS
@@ -110,7 +137,7 @@ class _Form:
         }  # fmt: skip
         return raw._replace(
             value=value | {"conversations": turns}, problems=tuple(self.problems), notes=tuple(self.notes),
-            names=parts,
+            names=parts, inside=frozenset(self.inside),
         )  # fmt: skip
 
     def turns(self, messages: list[object], name: str) -> list[object]:
@@ -195,7 +222,7 @@ class _Form:
             if len(own) > 1 or not isinstance(url, str):
                 got = "several images" if len(own) > 1 else f"an image {value_kind(url)}"
                 self.wrong(MESSAGE_PART, at, got)
-            self.placed.append(url)
+            self.placed.append(self.named(url, "messages", at))
         else:
             index = given.pop("index", None)
             next_one = max(self.used, default=-1) + 1
@@ -207,6 +234,17 @@ class _Form:
             self.used.add(number)
             self.placed.append(self.given[number])
         self.unread(given)
+
+    def named(self, image: object, part: str, at: str) -> object:
+        """Returns the name of an image: its path, or the mark of a `data:` address."""
+        if not is_address(image):
+            return image
+        try:
+            address_bytes(image, MAX_BYTES)
+        except ValueError as error:
+            self.wrong(DATA_ADDRESS, at, f"{image[:40]!a}, {error}")
+        self.inside.add(mark := mark_of(part, image))
+        return mark
 
     def unread(self, given: Mapping[str, object]) -> None:
         """Notes the keys of a content part that nothing reads."""

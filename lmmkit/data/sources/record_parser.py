@@ -129,6 +129,7 @@ class RecordParser:
     id: str = ""
     system: str = ""
     names: Mapping[str, str] = field(default_factory=dict)  # of parts, in a record of another form
+    inside: frozenset[str] = frozenset()  # names of images that the record contains
     before: int = 0  # entries of `conversations` before the first question
     words: int = 0
 
@@ -138,7 +139,7 @@ class RecordParser:
             self.wrong(JSON, "", got, expected=expected)
         self.problems += raw.problems
         self.notes += raw.notes
-        self.names = raw.names
+        self.names, self.inside = raw.names, raw.inside
         if self.problems:
             return None
         value = raw.value
@@ -211,7 +212,9 @@ class RecordParser:
                 self.wrong(TYPE, key, got, expected="a path or a list of paths")
                 continue
             paths.append(path)
-            if self.encodable([path], f"`{self.named(key)}`", key) and (got := path_fault(path)):
+            if path in self.inside or not self.encodable([path], f"`{self.named(key)}`", key):
+                continue
+            if got := path_fault(path):
                 self.wrong(RECORDS_PATH, key, got)
         return tuple(paths)
 

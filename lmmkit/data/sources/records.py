@@ -18,17 +18,18 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import ImageFit, Sample
 from lmmkit.data.fits.rows import check_image
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
+from lmmkit.data.sources.image_paths import ImageRoot
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.joined.joined_records import open_joined
 from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import ParsedRecord, RecordParser
 from lmmkit.data.sources.tables.parquet_records import open_tables
-from lmmkit.data.sources.tables.patterns import files_of
+from lmmkit.data.sources.tables.patterns import files_of, json_files
 from lmmkit.data.sources.tables.table_names import is_table, tables_size
 from lmmkit.data.sources.webdataset_shards import open_shards, shards_size
 from lmmkit.data.tables.table_file import in_order
-from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.data import (
     IMAGE_MISSING,
     MORE_PROBLEMS,
@@ -135,8 +136,8 @@ def open_records(
     annotations: Path | None = None,
 ) -> Records:  # fmt: skip
     """Returns the records of the file `records`, after checking all of them. Image paths are relative to
-    `images`. Without `images`, `records` is the pattern of shards, which contain records and images. With
-    `columns`, the source is of kind `messages`; they map its columns, and `records` may name parquet or Arrow files.
+    `images`. With `columns`, the source is of kind `messages`; they map its columns. Then `records` may name parquet or
+    Arrow files, and may contain its images. Otherwise, without `images`, `records` is the pattern of shards.
     `official`: the source is of kind `coco`, or of kind `vqa` with `annotations`; both may be patterns.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
@@ -159,7 +160,7 @@ def records_size(path: Path, images: Path | None, indexing: Indexing) -> int:
     """Returns the bytes of a source's files; 0 for files that cannot be read."""
     if indexing.columns is not None and is_table(path):
         return tables_size(path)
-    if images is None:
+    if images is None and indexing.columns is None:
         return shards_size(path)
     try:
         names = [each for each in (path, indexing.annotations) if each is not None]
@@ -174,7 +175,12 @@ def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> Inde
         return open_tables(records, images, indexing)
     if indexing.official is not None and images is not None:
         return open_joined(records, images, indexing)
-    return open_shards(records, indexing) if images is None else open_json(records, images, indexing)
+    if images is None and indexing.columns is None:
+        return open_shards(records, indexing)
+    root = Tried(lambda: ImageRoot.none() if images is None else ImageRoot.open(images))
+    files = Tried(lambda: json_files(records))
+    raise_together((root, files))
+    return open_json(records, files.value, root.value, indexing)
 
 
 def _refuse(records: Records) -> None:

@@ -19,6 +19,7 @@ from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
 from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.rank_shares import balanced_shares
+from lmmkit.data.sources.records import LISTED
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.commands import TOO_LONG
 from lmmkit.evaluate.answers.schema import AnswerKey
@@ -182,19 +183,20 @@ def _views(questions: Iterable[AskedQuestion]) -> list[View]:
 
 
 def _sizes(chat_model: ChatModel, questions: Sequence[AskedQuestion], max_new_tokens: int) -> list[_Size]:
-    """Returns the size of each prompt. Raises `UserError` with all that leave too little room."""
-    room = chat_model.views.context - max_new_tokens
+    """Returns the size of each prompt. Raises `UserError` for those that leave too little room, with their number."""
+    room = {"context": chat_model.views.context, "max_new_tokens": max_new_tokens}
     sizes: list[_Size] = []
     problems: dict[str, Problem] = {}  # a question has the same fault under each control
     for question, view in zip(counted("measuring prompts", questions), _views(questions), strict=True):
         layout = chat_model.views.prompt(view)
         sizes.append(_Size(row_count(layout), _rows_to_last_image(layout)))
-        if sizes[-1].rows > room:
-            got = f"a prompt of {sizes[-1].rows} rows"
+        if sizes[-1].rows + max_new_tokens > chat_model.views.context:
             where = f"sample {question.sample.key}"
-            problem = TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens)
-            problems.setdefault(where, problem)
-    raise_all(problems.values())
+            problems.setdefault(where, TOO_LONG.at(where, got=f"a prompt of {sizes[-1].rows} rows", **room))
+    listed, more = list(problems.values())[:LISTED], len(problems) - LISTED
+    if more > 0:
+        listed.append(TOO_LONG.at("further samples", got=f"{more:,} more such prompts", **room))
+    raise_all(listed)
     return sizes
 
 

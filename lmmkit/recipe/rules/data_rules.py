@@ -12,7 +12,7 @@ from lmmkit.recipe.stage import Source
 
 def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
     """Checks that a source has the keys of its kind: columns are mapped by `messages` only, `vqa` only has annotations,
-    and shards, which contain images, have no folder of them. Parquet and Arrow files may contain images."""
+    and shards, which contain images, have no folder of them. Records of kind `messages` may contain images."""
     yield from _check_columns(source, key)
     yield from _check_annotations(source, key)
     yield from _check_images(source, key)
@@ -41,8 +41,8 @@ def _check_annotations(source: Source, key: str) -> Iterator[Problem]:
 
 
 def _check_images(source: Source, key: str) -> Iterator[Problem]:
-    if source.kind == "messages" and not source.records.endswith((".json", ".jsonl")):
-        return  # a table may contain images, or name those of a folder
+    if source.kind == "messages":
+        return  # its records may contain images, or name those of a folder
     if source.kind == "webdataset" and source.images is not None:
         got, expected = "kind webdataset with `images`", "no `images`: shards contain them"
         yield CONFLICT.at(f"{key}.images", got=got, expected=expected, fix="Remove `images`.")

@@ -34,6 +34,17 @@ def test_two_runs_next_to_each_other(tmp_path):
     assert "answers/accuracy" in text and "+0.25" in text and "accuracy/x" not in text
     rows = [line.replace("\u2502", " ").split() for line in text.splitlines()]
     assert ["answers/only_a", "0.125"] in rows and ["answers/only_b", "0.125"] in rows, "of one run alone"
+    day, minute = SESSIONS[0]["started"][:10], SESSIONS[0]["started"][11:16]
+    assert ["started", "(UTC)", *[day, minute] * 2] in rows
+
+
+def test_names_of_figures_as_long_as_the_quickstart_s_fit_beside_each_other(tmp_path):
+    for name in ("a", "b"):
+        run = make(tmp_path / name, sessions=SESSIONS)
+        run.results.write_text(json.dumps({"answers": {"visual_gain_swapped": {"value": -0.012345678}}}))
+    text = lmmkit("runs", "--compare", tmp_path / "a", tmp_path / "b")
+    rows = [line.replace("\u2502", " ").split() for line in text.splitlines()]
+    assert ["answers/visual_gain_swapped", "-0.01235", "-0.01235", "+0"] in rows
 
 
 def test_json(tmp_path):

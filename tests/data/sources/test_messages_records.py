@@ -1,5 +1,6 @@
 """Records of kind `messages`: the samples of the same conversations in LLaVA's form, and faults by name."""
 
+import base64
 import json
 import pickle
 from pathlib import Path
@@ -210,13 +211,17 @@ def test_a_record_with_faults_is_left_as_it_is():
 def test_batches_are_those_of_the_same_records_in_llava_s_form(tiny, scenes, tmp_path):
     values = json.loads((scenes / "finetune.json").read_text())
     with open(tmp_path / "m.jsonl", "w") as file:
-        for each in values:
+        for n, each in enumerate(values):
+            data = base64.b64encode((scenes / each["image"]).read_bytes()).decode()
+            photo = (
+                f"data:image/png;base64,{data}" if n % 2 else each["image"]
+            )  # one image, in the record or not
             turns = [
                 {"role": {"human": "user", "gpt": "assistant"}[turn["from"]],
                  "content": [image() if part == "<image>" else text(part) for part in turn["value"].partition("<image>") if part]}
                 for turn in each["conversations"]
             ]  # fmt: skip
-            file.write(json.dumps({"id": each["id"], "asked": turns, "photo": [each["image"]]}) + "\n")
+            file.write(json.dumps({"id": each["id"], "asked": turns, "photo": [photo]}) + "\n")
     line = "questions: {kind: llava, records: finetune.json, "
     mapped = f"questions: {{kind: messages, columns: {{messages: asked, images: photo}}, records: {tmp_path}/m.jsonl, "
     assert line in PLAIN

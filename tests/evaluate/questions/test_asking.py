@@ -156,7 +156,7 @@ def test_an_answer_that_is_cut_off_is_marked(model, scenes):
     assert ended.ids == () and not ended.hit_max_tokens and ended.text == ""
 
 
-def test_all_prompts_that_are_too_long_are_reported(model, scenes):
+def test_all_prompts_that_are_too_long_are_reported(model, scenes, monkeypatch):
     questions = questions_on(scenes, 2, 1)
     for q in questions:
         questions[questions.index(q)] = q._replace(
@@ -166,3 +166,8 @@ def test_all_prompts_that_are_too_long_are_reported(model, scenes):
     with pytest.raises(UserError) as error:
         answers_of(model, questions)
     assert [p.code for p in error.value.problems] == ["chat/too-long"] * 2
+    monkeypatch.setattr(asking, "LISTED", 1)
+    with pytest.raises(UserError) as error:
+        answers_of(model, questions)
+    assert [p.where for p in error.value.problems] == [f"sample {questions[0].sample.key}", "further samples"]
+    assert error.value.problems[1].got == "1 more such prompts"

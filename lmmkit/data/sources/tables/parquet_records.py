@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lmmkit.api.sample import Image
+from lmmkit.data.image_files.data_addresses import MARK
 from lmmkit.data.sources.image_paths import ImageRoot
 from lmmkit.data.sources.index_cache import Index, fingerprint
 from lmmkit.data.sources.indexed_records import IndexBuilder, Indexing, OpenFiles
@@ -57,11 +58,7 @@ class TableRecords(JsonRecords):
     @property
     def contains_images(self) -> bool:
         """Returns whether cells contain images."""
-        return len(self.index.arrays["cell_records"]) > 0
-
-    def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
-        """Returns the images of record i: its cells, or the files that they name."""
-        return tuple(self._image(i, path) for path in paths)
+        return len(self.index.arrays["cell_records"]) > 0 or super().contains_images
 
     def names(self, i: int, paths: tuple[str, ...]) -> tuple[str, ...]:
         """Returns the paths of the images; of images of a cell those that it has beside their bytes."""
@@ -72,7 +69,7 @@ class TableRecords(JsonRecords):
             listed = _listed(open_table(path).read(int(at["offset"]), [f"{column}.path"])[column])
         inside = dict(enumerate(each.get("path") if isinstance(each, dict) else None for each in listed))
         found = (inside.get(int(m[1])) if (m := EMBEDDED.fullmatch(path)) else path for path in paths)
-        return tuple(path if isinstance(path, str) else "" for path in found)
+        return super().names(i, tuple(path if isinstance(path, str) else "" for path in found))
 
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image of a cell, and each file once, with its first record."""
@@ -92,13 +89,14 @@ class TableRecords(JsonRecords):
             "images": f"{len(cells)} cells, crc32 {crc:08x}; {self.names_and_sizes()}",
         }
 
-    def _image(self, i: int, path: str) -> Image:
-        found = EMBEDDED.fullmatch(path)
-        if found is None:
-            return Image(self._full(path))
+    def _image(self, i: int, name: str) -> Image:
         at = self.index.arrays["records"][i]
-        cell = (int(at["offset"]), self.how.parts["images"], int(found[1]))
-        return Image(str(self.files.paths[int(at["file"])]), cell=cell)
+        file, row = str(self.files.paths[int(at["file"])]), int(at["offset"])
+        if found := EMBEDDED.fullmatch(name):
+            return Image(file, cell=(row, self.how.parts["images"], int(found[1])))
+        if mark := MARK.fullmatch(name):
+            return Image(file, cell=(row, self.how.parts[mark[1]], 0), address=mark[2])
+        return super()._image(i, name)
 
     def _cells(self, i: int) -> list[int]:
         """Returns the numbers of the images of record i that its cell contains."""
@@ -111,7 +109,7 @@ def open_tables(path: Path, images: Path | None, indexing: Indexing) -> TableRec
 
     Raises `UserError` for a damaged file, or for columns that cannot be read, each with its file.
     """
-    root = ImageRoot.open(images) if images is not None else ImageRoot(path="", real="")
+    root = ImageRoot.open(images) if images is not None else ImageRoot.none()
     files = table_files(path)
     how = reading_of(files, indexing.columns or {}, folder=images is not None)
     index = indexing.open(
@@ -161,11 +159,7 @@ class _Pass:
                 problems += error.problems
             done += path.stat().st_size
         raise_all(problems)
-        meta = {
-            "images": len(names.known) + len(self.cells[0]),
-            "folders": list(names.folders),
-            "crc32": self.crc,
-        }
+        meta = names.meta() | {"images": len(names.known) + len(self.cells[0]), "crc32": self.crc}
         cells = {
             "cell_records": np.frombuffer(self.cells[0], np.uint64),
             "cell_numbers": np.frombuffer(self.cells[1], np.uint32),

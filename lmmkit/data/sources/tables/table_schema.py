@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.data.sources.json_records import RawRecord
-from lmmkit.data.sources.messages_records import COLUMNS, as_llava, column_of
+from lmmkit.data.sources.messages_records import COLUMNS, as_llava, column_of, without_files
 from lmmkit.data.sources.record_keys import OWN_KEYS
 from lmmkit.data.tables.table_file import TableFile, open_table
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.data import RECORDS_IMAGES, TABLE_COLUMNS
+from lmmkit.errors.data import TABLE_COLUMNS
 
 EMBEDDED = re.compile(r"([0-9]{1,6})\.bytes")  # how a record in LLaVA's form names an image of its cell
 _TEXT = "(?:large_)?string(?:_view)?"
@@ -73,14 +73,10 @@ class Reading:
             for turn in turns
             if isinstance(turn, dict) and isinstance(text := turn.get("value"), str)
         )
-        paths = [found["image"]] if "image" in found else found.get("images", ())
-        outside = [p for p in paths if isinstance(p, str) and not EMBEDDED.fullmatch(p)]
-        if outside and not self.folder:
-            problem = RECORDS_IMAGES.at("", got=f"path {outside[0][:80]!a} in a source without `images`")
-            raw = raw._replace(problems=(("images", problem),))
-        return raw._replace(
-            length=length, notes=(*self.notes, *(n for n in raw.notes if n not in self.notes))
-        )
+        own = {name for name in images if isinstance(name, str) and EMBEDDED.fullmatch(name)}
+        notes = (*self.notes, *(n for n in raw.notes if n not in self.notes))
+        raw = raw._replace(length=length, notes=notes, inside=raw.inside | own)
+        return raw if self.folder else without_files(raw)
 
 
 def reading_of(files: Sequence[Path], columns: Mapping[str, str], *, folder: bool) -> Reading:
