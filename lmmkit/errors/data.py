@@ -186,8 +186,8 @@ IMAGE_MISSING = Code(
     expected="an image file", hint="Restore the file, or correct `images` or the record." + ROOT,
 )
 RECORDS_IMAGES = Code(
-    "records/no-image-folder", cause="The image folder of a source does not exist.",
-    expected="a folder of images", hint="Correct `images`." + ROOT,
+    "records/no-image-folder", cause="The image folder of a source does not exist, or is missing from the recipe.",
+    expected="a folder of images", hint="Add or correct `images`." + ROOT,
 )
 JSON = Code(
     "records/json", cause="A record is not valid JSON.",

@@ -63,6 +63,11 @@ class ImageRoot:
             raise UserError(RECORDS_IMAGES.at(path, got=got))
         return cls(path=path, real=os.path.realpath(path))
 
+    @classmethod
+    def none(cls) -> ImageRoot:
+        """Returns the root of a source whose records contain all images: it has no path."""
+        return cls(path="", real="")
+
     def list(self, folder: str) -> FolderListing:
         """Lists a folder below the root, given by its relative path."""
         here = os.path.join(self.path, folder)

@@ -1,11 +1,11 @@
-"""Reads a JSON or JSONL file, of kind `llava` or `messages`, through an index. A record is parsed when it is read."""
+"""Reads JSON or JSONL files, of kind `llava` or `messages`, through an index. A record is parsed when it is read."""
 
 from __future__ import annotations
 
 import array
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from lmmkit.data.sources.image_paths import ImageRoot, describe_path, is_plain, 
 from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import RawRecord, read_records
-from lmmkit.data.sources.json_stream import Window, open_regular
+from lmmkit.data.sources.json_stream import Window
 from lmmkit.data.sources.messages_records import as_llava, without_files
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.progress import counted, working
 from lmmkit.runs.files import file_crc32
 
@@ -27,7 +28,7 @@ _IMAGE = np.dtype([("record", "<u8"), ("start", "<u8"), ("folder", "<u4")])
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JsonRecords(IndexedRecords):
-    """Reads the good records of a file, by number. Their images are below `root`, or `data:` addresses in the records.
+    """Reads the good records of files, by number. Their images are below `root`, or `data:` addresses in the records.
     `columns`: of a source of kind `messages`, the names of its columns."""
 
     root: ImageRoot
@@ -145,17 +146,15 @@ def _good(path: str) -> bool:
     return is_plain(path) or path_fault(path) is None
 
 
-def open_json(path: Path, images: Path | None, indexing: Indexing) -> JsonRecords:
-    """Returns the file with its index. Without `images`, no record may name a file. Raises `UserError` for a bad
-    records file or image folder."""
-    root = ImageRoot.open(images) if images is not None else ImageRoot(path="", real="")
-    with open_regular(path):  # raises a clear error if it cannot be read
-        pass
-    folder = images is not None
+def open_json(path: Path, files: Sequence[Path], root: ImageRoot, indexing: Indexing) -> JsonRecords:
+    """Returns the files that `path` names with their index. Without a path of the root, no record may name a file.
+
+    Raises `UserError` for a bad records file.
+    """
+    folder = bool(root.path)
     kind = "json" if folder else "json without images"
-    index = indexing.open(kind, path, [path], lambda: _index(path, indexing, folder=folder))
-    files = OpenFiles([path])
-    return JsonRecords(path=path, files=files, index=index, root=root, columns=indexing.columns)
+    index = indexing.open(kind, path, files, lambda: _index(files, indexing, folder=folder))
+    return JsonRecords(path=path, files=OpenFiles(files), index=index, root=root, columns=indexing.columns)
 
 
 def _in_llava_s_form(raw: RawRecord, columns: Mapping[str, str] | None, *, folder: bool) -> RawRecord:
@@ -165,14 +164,26 @@ def _in_llava_s_form(raw: RawRecord, columns: Mapping[str, str] | None, *, folde
     return raw if folder else without_files(raw)
 
 
-def _index(path: Path, indexing: Indexing, *, folder: bool) -> Index:
-    """Makes one pass over the file."""
-    builder, images = IndexBuilder([path], indexing), ImageNames()
-    with Window(path, indexing.progress) as window:
-        for raw in read_records(window):
-            raw = _in_llava_s_form(raw, indexing.columns, folder=folder)
-            if (size := builder.add(raw)) is not None:
-                images.add(size.images, len(builder) - 1)
+def _index(files: Sequence[Path], indexing: Indexing, *, folder: bool) -> Index:
+    """Makes one pass over the files. A record has its number in all of them."""
+    builder, images, done = IndexBuilder(files, indexing), ImageNames(), 0
+
+    def read(file: int) -> int:
+        before = builder.counts["records"]
+        with Window(files[file], lambda size: indexing.progress(done + size)) as window:
+            for raw in read_records(window):
+                raw = _in_llava_s_form(raw, indexing.columns, folder=folder)
+                if (size := builder.add(raw._replace(index=before + raw.index), file)) is not None:
+                    images.add(size.images, len(builder) - 1)
+            return window.size
+
+    problems = list[Problem]()
+    for file in range(len(files)):
+        try:
+            done += read(file)
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
     return builder.index(images.meta(), images.arrays())
 
 

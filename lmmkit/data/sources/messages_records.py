@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from lmmkit.data.image_files.data_addresses import address_bytes, is_address, mark_of
 from lmmkit.data.image_files.image_file import MAX_BYTES
 from lmmkit.data.image_markers import MARKER
+from lmmkit.data.sources.image_paths import path_fault
 from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.record_keys import OWN_KEYS
 from lmmkit.data.sources.record_parser import value_kind
@@ -75,7 +76,7 @@ def without_files(raw: RawRecord) -> RawRecord:
     if not isinstance(raw.value, dict) or raw.problems:
         return raw
     paths = [raw.value["image"]] if "image" in raw.value else raw.value.get("images", ())
-    files = [path for path in paths if isinstance(path, str) and path not in raw.inside]
+    files = [path for path in paths if isinstance(path, str) and path not in raw.inside and not path_fault(path)]
     if not files:
         return raw
     problem = RECORDS_IMAGES.at("", got=f"path {files[0][:80]!a} in a source without `images`")

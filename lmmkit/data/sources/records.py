@@ -18,17 +18,18 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import ImageFit, Sample
 from lmmkit.data.fits.rows import check_image
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
+from lmmkit.data.sources.image_paths import ImageRoot
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.joined.joined_records import open_joined
 from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import ParsedRecord, RecordParser
 from lmmkit.data.sources.tables.parquet_records import open_tables
-from lmmkit.data.sources.tables.patterns import files_of
+from lmmkit.data.sources.tables.patterns import files_of, json_files
 from lmmkit.data.sources.tables.table_names import is_table, tables_size
 from lmmkit.data.sources.webdataset_shards import open_shards, shards_size
 from lmmkit.data.tables.table_file import in_order
-from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.data import (
     IMAGE_MISSING,
     MORE_PROBLEMS,
@@ -176,7 +177,10 @@ def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> Inde
         return open_joined(records, images, indexing)
     if images is None and indexing.columns is None:
         return open_shards(records, indexing)
-    return open_json(records, images, indexing)
+    root = Tried(lambda: ImageRoot.none() if images is None else ImageRoot.open(images))
+    files = Tried(lambda: json_files(records))
+    raise_together((root, files))
+    return open_json(records, files.value, root.value, indexing)
 
 
 def _refuse(records: Records) -> None:

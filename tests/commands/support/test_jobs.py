@@ -24,8 +24,9 @@ def test_jobs_write_logs_and_are_shown(tmp_path):
     assert both[1].last_line()
 
 
-def test_a_command_reports_how_far_it_is(tmp_path):
-    job = Job("data", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "20000"], tmp_path)
+def test_a_command_reports_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHOWN", 0.1)
+    job = Job("data", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "10000"], tmp_path)
     job.report.write_text("0.9999")  # of an earlier try
     shares, began = [], time.monotonic()
 
@@ -67,7 +68,7 @@ def test_a_signal_stops_the_jobs(tmp_path, signum):
     slow = Job("slow", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "100000"], tmp_path)
 
     def later():
-        time.sleep(1.0)
+        time.sleep(0.3)
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=later, daemon=True).start()

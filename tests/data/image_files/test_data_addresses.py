@@ -201,8 +201,9 @@ def test_what_is_no_image_is_refused_where_images_are_read(folder):
 
 def test_addresses_of_the_network_and_of_other_kinds_say_why(folder):
     for url in ("https://example.org/a.png", "HTTP://x/a.png", "s3://bucket/a.png"):
-        (problem,) = problems(folder, [{"messages": turns(part(url), text("?"))}], images="images")
-        assert problem.code == "records/image-path" and "network" in problem.got
+        for images in ("images", None):
+            (problem,) = problems(folder, [{"messages": turns(part(url), text("?"))}], images=images)
+            assert problem.code == "records/image-path" and "network" in problem.got
     value = {
         "image": address(b"x"),
         "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A."}],

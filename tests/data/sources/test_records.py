@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pickle
 import random
 from pathlib import Path
 
@@ -43,6 +44,62 @@ def problems(folder, values, **options):
 def conversation(*texts, image="a.png"):
     turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
     return {"conversations": turns} | ({"image": image} if image is not None else {})
+
+
+@pytest.mark.parametrize("columns", [None, {}])
+def test_a_pattern_names_several_files(folder, columns):
+    """Compares JSONL in three files with one file of the same records, and names the faults of each file."""
+
+    def named(name, images="images", **options):
+        return open_records(
+            "set", records=folder / name, images=folder / images, template="vicuna_v1", image_fit="pad",
+            columns=columns, **options,
+        )  # fmt: skip
+
+    values = [conversation(f"<image>{n}", "A.", image=f"{n % 4}.png") | {"id": n % 5} for n in range(9)]
+    lines = [json.dumps(value) + "\n" for value in values]
+    for name, part in (("one", lines), ("r-1", lines[:4]), ("r-2", []), ("r-3", ["\n", *lines[4:]])):
+        (folder / f"{name}.jsonl").write_text("".join(part))
+    records, whole = pickle.loads(pickle.dumps(named("r-?.jsonl"))), named("one.jsonl")
+    assert list(records) == list(whole) and len({sample.key for sample in whole}) == 9
+    assert (
+        missing_images(records)[3].where == f"{folder / 'r-1.jsonl'}:4 (record 3)"
+        and len(missing_images(records)) == 4
+    )
+    assert records.where(5) == f"{folder / 'r-3.jsonl'}:3 (record 5)"
+    before = records.identity()
+    (folder / "r-2.jsonl").write_text("{}\n" + lines[0] + '{"id"')
+    with pytest.raises(UserError) as error:
+        named("r-*.jsonl")
+    assert {p.where.rpartition("/")[2] for p in error.value.problems} == {
+        "r-2.jsonl:1 (record 4)",
+        "r-2.jsonl:3 (record 6)",
+    }
+    found = named("r-*.jsonl", bad_records=Policy("skip"))
+    assert [found.place(i)[2] for i in range(len(found))] == [0, 1, 2, 3, 5, 7, 8, 9, 10, 11]
+    assert found.identity()["records"] != before["records"]
+    for name in ("r-1.jsonl", "r-3.jsonl"):
+        (folder / name).write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        named("r-*.jsonl")
+    assert [(p.code, p.where) for p in error.value.problems] == [
+        ("records/file", str(folder / f"r-{n}.jsonl")) for n in (1, 3)
+    ]
+    with pytest.raises(UserError) as error:
+        named("none-*.jsonl", "nowhere")
+    assert [p.code for p in error.value.problems] == ["records/no-image-folder", "records/file"]
+    (folder / "r-4.jsonl").mkdir()
+    (folder / "r-1.jsonl").rename(folder / "r-5.jsonl")
+    (folder / "r-6.jsonl").symlink_to(folder / "r-5.jsonl")
+    for name, word in (
+        ("r-[2-4].jsonl", "no regular file"),
+        ("r-[56].jsonl", "one file"),
+        ("a\0/*.jsonl", "no such file"),
+    ):
+        with pytest.raises(UserError) as error:
+            named(name)
+        (problem,) = error.value.problems
+        assert problem.code == "records/file" and word in problem.got
 
 
 def test_a_record(folder):

@@ -22,12 +22,12 @@ from lmmkit.data.sources.joined.known_files import entry_name
 from lmmkit.data.sources.joined.object_lists import read_lists, refused
 from lmmkit.data.sources.joined.official_forms import FORMS, OfficialForm, as_id
 from lmmkit.data.sources.json_records import RawRecord, parse_record
-from lmmkit.data.sources.json_stream import Window, open_regular
+from lmmkit.data.sources.json_stream import Window
 from lmmkit.data.sources.llava_json import ImageNames, JsonRecords
 from lmmkit.data.sources.record_parser import value_kind
-from lmmkit.data.sources.tables.patterns import files_of
-from lmmkit.errors import Tried, UserError, raise_together
-from lmmkit.errors.data import OFFICIAL_ENTRY, RECORDS_FILE
+from lmmkit.data.sources.tables.patterns import json_files
+from lmmkit.errors import Tried, raise_together
+from lmmkit.errors.data import OFFICIAL_ENTRY
 
 _OTHER = np.dtype([("file", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("image", "<u1")])
 
@@ -68,7 +68,7 @@ def open_joined(path: Path, images: Path, indexing: Indexing) -> JoinedRecords:
     form = FORMS[indexing.official or ""]
     root = Tried(lambda: ImageRoot.open(images))
     names = [each for each in (path, indexing.annotations) if each is not None]
-    found = [Tried(lambda name=name: _files(name)) for name in names]
+    found = [Tried(lambda name=name: json_files(name)) for name in names]
     raise_together([root, *found])
     files, asked = [each for tried in found for each in tried.value], len(found[0].value)
     folder, opened = root.value.path, OpenFiles(files)
@@ -83,15 +83,6 @@ def open_joined(path: Path, images: Path, indexing: Indexing) -> JoinedRecords:
 
     index = indexing.open(key, path, files, build, beside=changed_at(folder))
     return JoinedRecords(path=path, files=opened, index=index, root=root.value, form=form, asked=asked)
-
-
-def _files(name: Path) -> list[Path]:
-    """Returns the files of a name. Raises `UserError` if there are none, or if one of them cannot be read."""
-    found = files_of(name)
-    if not found:
-        raise UserError(RECORDS_FILE.at(str(name), got="no such file", expected="a JSON file, or several"))
-    raise_together([Tried(lambda path=path: open_regular(path).close()) for path in found])
-    return found
 
 
 @dataclass(kw_only=True)

@@ -109,7 +109,7 @@ def open_tables(path: Path, images: Path | None, indexing: Indexing) -> TableRec
 
     Raises `UserError` for a damaged file, or for columns that cannot be read, each with its file.
     """
-    root = ImageRoot.open(images) if images is not None else ImageRoot(path="", real="")
+    root = ImageRoot.open(images) if images is not None else ImageRoot.none()
     files = table_files(path)
     how = reading_of(files, indexing.columns or {}, folder=images is not None)
     index = indexing.open(

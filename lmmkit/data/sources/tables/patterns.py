@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from lmmkit.errors import UserError
+from lmmkit.data.sources.json_stream import open_regular
+from lmmkit.errors import Tried, UserError, raise_together
 from lmmkit.errors.data import RECORDS_FILE
 
 
@@ -25,9 +26,19 @@ def folder_and_rest(pattern: Path) -> tuple[Path, str]:
 def files_of(name: Path) -> list[Path]:
     """Returns the files that match a pattern, as `matching` does; any other name, and that of a file, is returned as
     it is."""
-    if not is_pattern(str(name)) or os.path.exists(name) or not is_pattern(folder_and_rest(name)[1]):
+    plain = "\0" in str(name) or not is_pattern(str(name)) or os.path.exists(name)
+    if plain or not is_pattern(folder_and_rest(name)[1]):
         return [name]
     return matching(name)
+
+
+def json_files(name: Path) -> list[Path]:
+    """Returns the files of a name or a pattern. Raises `UserError` if there are none, or if some cannot be read."""
+    found = files_of(name)
+    if not found:
+        raise UserError(RECORDS_FILE.at(str(name), got="no such file", expected="a file, or several"))
+    raise_together([Tried(lambda path=path: open_regular(path).close()) for path in found])
+    return found
 
 
 def matching(pattern: Path) -> list[Path]:
