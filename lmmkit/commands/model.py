@@ -47,7 +47,9 @@ def import_(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also read .bin files, with torch's weights-only reader.")
     ] = False,
-    template: Annotated[str | None, typer.Option(help="The chat template.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="The chat template. \\[default: by the control tokens]")
+    ] = None,
 ) -> None:
     """Convert a public model into a model folder of lmmkit; every value stays the same."""
     with working(STARTING):

@@ -33,7 +33,9 @@ from lmmkit.progress import working
 if TYPE_CHECKING:
     from lmmkit.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
+app = typer.Typer(
+    no_args_is_help=True, help="Begin, list, try and measure plugins, and show what they do in a recipe."
+)
 
 
 @app.command("list")

@@ -35,8 +35,9 @@ def test_a_command_is_printed_and_logged_as_a_shell_takes_it(tmp_path, capsys):
     assert shlex.split(next(line for line in lines if " failed (" in line).split("`")[1]) == expected
 
 
-def test_a_command_reports_how_far_it_is(tmp_path):
-    job = Job("data", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "20000"], tmp_path)
+def test_a_command_reports_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHOWN", 0.1)
+    job = Job("data", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "10000"], tmp_path)
     job.report.write_text("0.9999")  # of an earlier try
     shares, began = [], time.monotonic()
 
@@ -78,7 +79,7 @@ def test_a_signal_stops_the_jobs(tmp_path, signum):
     slow = Job("slow", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "100000"], tmp_path)
 
     def later():
-        time.sleep(1.0)
+        time.sleep(0.3)
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=later, daemon=True).start()
