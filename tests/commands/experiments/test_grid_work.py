@@ -58,18 +58,18 @@ def test_all_runs_that_have_answered_other_questions_are_named(tmp_path):
     ]
 
 
-def test_steps_that_a_resume_repeats_are_no_progress_below_zero(tmp_path):
-    work = TrainStage(Store(tmp_path), replace(STAGE, steps=10))
-    metrics = work.store.run("key").metrics
+def test_a_stage_that_repeats_steps_after_its_checkpoint_is_at_0(tmp_path):
+    stage = TrainStage(Store(tmp_path), STAGE)
+    metrics = stage.store.run("key").metrics
     metrics.parent.mkdir(parents=True)
-    before = sum(stage.length.steps for stage in list(STAGE.recipe.stages.values())[:-1])
+    for step, share in ((2, 0.0), (4, 0.0), (5, 0.5), (6, 1.0)):
+        metrics.write_text(f'{{"step": {step}}}\n')
+        assert stage._share(behind=4) == share
 
-    def log(steps):
-        metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, before + steps + 1)))
 
-    log(6)
-    job = work.job(0)
-    log(4)  # a resume cuts the log at its checkpoint
-    assert job.share() == 0
-    log(8)
-    assert job.share() == 0.5
+def test_a_stage_that_continues_may_have_its_model_at_another_path(tmp_path):
+    stage = TrainStage(Store(tmp_path), STAGE)
+    assert "--resume" not in stage.words()
+    stage.store.run("key").path.mkdir(parents=True)
+    stage.store.run("key").run_json.write_text("{}")
+    assert stage.words()[-2:] == ["--resume", "--accept-data-change"]
