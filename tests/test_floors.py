@@ -126,7 +126,7 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.checks": """
-        token_checks need_checks component_checks loss_checks reducer_checks tile_checks reach_checks
+        token_checks need_checks component_checks loss_checks reducer_checks image_checks reach_checks
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks span_checks view_checks

@@ -77,6 +77,18 @@ def test_a_variant_whose_plan_is_that_of_the_base_is_refused(tmp_path, scenes, p
     assert "ablation/changes-nothing" in run("ablate", path, "--dry-run", code=2)
 
 
+def test_options_that_exclude_each_other_are_refused(tmp_path, scenes):
+    path = write_grid(tmp_path, scenes, GRID)
+    for words in (["--dry-run", "--json"], ["--forecast", "--emit", "slurm"], ["--dry-run", "--forecast"]):
+        assert "ablation/options" in run("ablate", path, *words, code=2)
+
+
+def test_runs_that_could_not_be_kept_are_not_measured(tmp_path, scenes, monkeypatch):
+    monkeypatch.setattr("lmmkit.commands.experiments.apart.apart", lambda *arguments: pytest.fail("measured"))
+    (tmp_path / "ablations").write_text("a file")
+    assert "files/cannot-write" in run("ablate", write_grid(tmp_path, scenes, GRID), code=3)
+
+
 def test_a_step_that_others_held_up_does_not_change_the_ratio_of_costs():
     assert _ratio([2.0, 4.0, 90.0], [1.0, 2.0, 3.0]) == 2.0
 

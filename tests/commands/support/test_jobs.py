@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
@@ -22,6 +23,16 @@ def test_jobs_write_logs_and_are_shown(tmp_path):
     assert "quickstart" in (tmp_path / "one.log").read_text()
     assert both[1].log.name == "eval-two.log" and "hint" in both[1].log.read_text()
     assert both[1].last_line()
+
+
+def test_a_command_is_printed_and_logged_as_a_shell_takes_it(tmp_path, capsys):
+    job = Job("one", ["explain", "no such 'code'", "a:fire:b"], tmp_path)
+    with pytest.raises(typer.Exit):
+        run_all([job], lambda jobs: None)
+    expected, lines = ["lmmkit", *job.arguments], capsys.readouterr().err.splitlines()
+    for line in (lines[0], job.log.read_text().splitlines()[0]):
+        assert shlex.split(line.removeprefix("$ ")) == expected
+    assert shlex.split(next(line for line in lines if " failed (" in line).split("`")[1]) == expected
 
 
 def test_a_command_reports_how_far_it_is(tmp_path, monkeypatch):
