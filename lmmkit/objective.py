@@ -32,7 +32,7 @@ from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
-from lmmkit.model.teacher import Teacher
+from lmmkit.model.teacher import Teacher, computing
 from lmmkit.model.teacher_model import TeacherModel, TeacherRows
 from lmmkit.model.timm_vit import TimmViT
 from lmmkit.model.vision import ViT
@@ -154,7 +154,7 @@ class Objective(nn.Module):
 
     def computing(self, device: torch.device) -> torch.autocast:
         """Returns the autocast context in which the model computes."""
-        return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
+        return computing(device, self.compute)
 
     def _teacher_features(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the features of each teacher that the batch has images for, behind their rows: [rows, width]."""
@@ -262,25 +262,25 @@ def _by_source(losses_S: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     """Returns the tensor for a need, in the order of its row gather."""
-    pick = batch.gathers[need]
+    gather = batch.gathers[need]
     match need:
         case HiddenAt(layer=layer):
-            return _at_layer(layer, pick.row_Q, batch, out)
+            return _at_layer(layer, gather.row_Q, batch, out)
         case LogitsAt():
-            return out.at(pick.row_Q)
+            return out.at(gather.row_Q)
         case HiddenMean(layer=layer):
-            return _mean_by_view(_at_layer(layer, pick.row_Q, batch, out), pick)
+            return _mean_by_view(_at_layer(layer, gather.row_Q, batch, out), gather)
         case VisionAt(stage=stage, detach=detach):
-            x_QD = out.features[stage][pick.item_Q]
+            x_QD = out.features[stage][gather.item_Q]
             return x_QD.detach() if detach else x_QD
         case TeacherAt(teacher=name):
-            return out.features[f"teachers.{name}"][pick.item_Q]
+            return out.features[f"teachers.{name}"][gather.item_Q]
         case AttnMass() if need in out.maps:
             return out.maps[need][:, 0]
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(
-                batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
+                batch.attention.row_R.to(gather.row_Q.device, non_blocking=True), gather.row_Q
             )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
         case AttnTo():
@@ -296,10 +296,10 @@ def _at_layer(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Te
     return out.inner[layer][torch.searchsorted(batch.inner[layer], row_Q)]
 
 
-def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
+def _mean_by_view(x_QD: Tensor, gather: RowGather) -> Tensor:
     """Returns the means over the rows of each view that has any, in view order: [views, D]."""
-    sums_GD = x_QD.new_zeros(len(pick.size_G), x_QD.shape[1]).index_add(0, pick.group_Q, x_QD)
-    return sums_GD / pick.size_G[:, None]
+    sums_GD = x_QD.new_zeros(len(gather.size_G), x_QD.shape[1]).index_add(0, gather.group_Q, x_QD)
+    return sums_GD / gather.size_G[:, None]
 
 
 def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, float]) -> Tensor:

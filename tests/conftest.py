@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer.testing
 
+from lmmkit import registry
 from lmmkit.errors import LmmkitError
 from lmmkit.recipe import Recipe, read_text
 
@@ -20,6 +21,10 @@ torch.set_num_threads(1)
 gc.disable()  # collecting tests only adds objects: 15 s instead of 25
 # a child must not finalise its parent's garbage: an error there formats a traceback, which fails inside `ast.parse`
 os.register_at_fork(after_in_child=gc.freeze)
+# what tests write need not outlast a power cut: a small run would wait for the disk for a third of its time
+os.fsync = os.fstat
+# no test installs a package: 6 ms for each plan
+registry.entry_points = functools.cache(registry.entry_points)
 typer.testing._get_command = functools.cache(typer.testing._get_command)  # 50 ms for each command that is run
 
 

@@ -42,7 +42,7 @@ def stopped_in_training(folder: Path) -> str:
 def test_the_fast_quickstart_continues_after_a_stop_and_leaves_its_summary(tmp_path):
     text = stopped_in_training(tmp_path)
     assert "Traceback" not in text and "stopped." in text
-    assert "the data" in text and " of 28" in text and "Left: " in text and "eval direct" in text
+    assert "the data" in text and " of 14" in text and "Left: " in text and "eval direct" in text
     assert f"lmmkit quickstart --out {tmp_path / 'quickstart'} --fast" in text
     images = list((tmp_path / "quickstart" / "scenes" / "images" / "train").iterdir())
     times = {path: path.stat().st_mtime_ns for path in images}
@@ -61,12 +61,12 @@ def test_the_fast_quickstart_continues_after_a_stop_and_leaves_its_summary(tmp_p
             "steps", "train_seconds",
         }  # fmt: skip
         for key in ("accuracy", "accuracy_blank", "accuracy_swapped"):
-            assert recipe[key].keys() == FIGURE and recipe[key]["n"] == 180
+            assert recipe[key].keys() == FIGURE and recipe[key]["n"] == 90
     llava, direct = summary["recipes"]["llava"], summary["recipes"]["direct"]
     assert llava["image_order"] is llava["text_order"] is llava["image_mass"] is None
     for key in ("image_order", "text_order", "image_mass"):
         assert direct[key].keys() == FIGURE and 0 <= direct[key]["chance"] < 1
-    assert llava["steps"] == direct["steps"] == 28
+    assert llava["steps"] == direct["steps"] == 14
     assert {p.name for p in (tmp_path / "quickstart").iterdir()} == {
         "scenes",
         "llava",

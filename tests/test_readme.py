@@ -20,6 +20,7 @@ from tests.conftest import PLAIN, WEIGHTLESS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = get_command(app)
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md", *PAGES]
 WITHOUT_COMMANDS = {"CONTRIBUTING.md", "ARCHITECTURE.md", "docs/reliability.md"}
@@ -96,7 +97,7 @@ def test_commands_and_options_named_in_documents_exist(name):
             if len(words) < 2 or words[0] != "lmmkit":
                 continue
             found += 1
-            command = get_command(app)
+            command = COMMANDS
             for word in words[1:]:
                 if not hasattr(command, "commands") or word.startswith("--"):
                     break
@@ -109,7 +110,7 @@ def test_commands_and_options_named_in_documents_exist(name):
 
 
 def test_every_command_is_named_in_readme():
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = COMMANDS.commands  # type: ignore[attr-defined]
     for name, command in commands.items():
         below = getattr(command, "commands", {"": None})
         for word in below:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def good(tmp_path_factory):
     return imported(tmp_path_factory.mktemp("good"), "vicuna_v1", "llama", "pieces")
 
 
+@pytest.fixture(scope="module")
+def exported(good, tmp_path_factory):
+    """Returns its export, which tests copy."""
+    export_model(good, folder := tmp_path_factory.mktemp("exported") / "out", "llava-hf")
+    return folder
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -120,8 +128,8 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_difference_is_found_and_named(name, good, tmp_path):
-    export_model(good, tmp_path / "out", "llava-hf")
+def test_a_difference_is_found_and_named(name, good, exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "out")
     spoil, named = SPOILT[name]
     spoil(tmp_path / "out")
     found = verify_export(good, tmp_path / "out", "llava-hf")
@@ -131,14 +139,13 @@ def test_a_difference_is_found_and_named(name, good, tmp_path):
     assert len(error.value.problems) == len(wrong(found))
 
 
-def test_too_little_memory_is_no_difference(good, tmp_path, monkeypatch):
-    export_model(good, tmp_path / "out", "llava-hf")
+def test_too_little_memory_is_no_difference(good, exported, monkeypatch):
     monkeypatch.setattr(
         "lmmkit.verify_export.by_transformers._generated",
         lambda *given: torch.empty(2**50, dtype=torch.uint8),
     )
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        verify_export(good, tmp_path / "out", "llava-hf")
+        verify_export(good, exported, "llava-hf")
 
 
 def test_an_end_that_is_lost_is_found(tmp_path):

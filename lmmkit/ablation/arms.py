@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmmkit.ablation.grid import BASE, GridFile
+from lmmkit.ablation.grid import BASE, MOST, GridFile
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.ablation import BRANCH, EQUAL_VARIANTS, NO_CHANGE, NO_MEASURE
 from lmmkit.evaluate.answers.probe import DIFFERENCES
 from lmmkit.evaluate.answers.schema import OWN
 from lmmkit.evaluate.benchmarks.benchmark import ATTENTION
 from lmmkit.recipe import EmptyImage, Recipe, Task, flow_text, read_recipe, to_mapping
+from lmmkit.runs.files import is_file
 
 _Change = tuple[str, str, Any]  # the key of the grid, the key of the recipe, the value
 
@@ -30,13 +31,14 @@ class Arm:
 def read_arms(file: GridFile) -> list[Arm]:
     """Returns the arms, the base first. Raises `UserError` with the problems of all recipes and measures."""
     arms, problems = [], list(file.problems)
+    known = {problem.where for problem in problems}
     for name, where, recipe, changes in _asked(file):
-        if not file.recipe_path(recipe).is_file():
+        if not is_file(file.recipe_path(recipe)):
             continue  # `read_grid` has found this
         try:
             arms.append(Arm(name, where, _read(file, recipe, changes)))
-        except UserError as error:
-            problems += error.problems
+        except UserError as error:  # a value that the grid may not have is a null in the recipe
+            problems += [problem for problem in error.problems if problem.where not in known]
     found = [*_branch_problems(file, arms), *_measure_problems(file, arms)] if arms else []
     if arms and arms[0].name == BASE:
         found += equal_problems(_trainings(arms))
@@ -80,6 +82,8 @@ def _asked(file: GridFile) -> Iterator[tuple[str, str, str, list[_Change]]]:
     for name, variant in grid.variants.items():
         where = f"variants.{name}"
         own = [*common, *((f"{where}.set.{key}", key, value) for key, value in variant.set.items())]
+        if variant.combinations > MOST:
+            continue  # `read_grid` has found this
         keys = list(variant.product)
         for values in itertools.product(*variant.product.values()):
             label = "/".join([name, *map(flow_text, values)])

@@ -13,6 +13,7 @@ from typing import Any
 from lmmkit.recipe import flow_text
 from lmmkit.runs.run_folder import RunFolder
 
+LONGEST = 240  # bytes of a name, beside those of a temporary one
 _Entry = Mapping[str, Any]
 
 
@@ -28,7 +29,12 @@ def write_hparams(grid: str, entries: Sequence[_Entry]) -> None:
             figures.update(_figures(entry, run))
     for folder, (hparams, figures) in sessions.items():
         name = f"{grid} {Path(folder).name}"
-        _write(RunFolder(Path(folder)).tb / f"hparams-{grid}", name, hparams, figures)
+        _write(RunFolder(Path(folder)).tb / _folder_name(grid), name, hparams, figures)
+
+
+def _folder_name(grid: str) -> str:
+    """Returns the name of a grid's folder; of a long name the beginning, as a name may have 255 bytes."""
+    return f"hparams-{grid}".encode()[:LONGEST].decode(errors="ignore")
 
 
 def _hparams(grid: str, entries: Sequence[_Entry], entry: _Entry, run: _Entry) -> dict[str, Any]:

@@ -12,15 +12,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmmkit.ablation.schema import Grid
 from lmmkit.errors import Problem, UserError, did_you_mean
-from lmmkit.errors.ablation import GIVEN_TWICE, NO_RECIPE, ONE_SEED
+from lmmkit.errors.ablation import GIVEN_TWICE, MANY_VARIANTS, NO_RECIPE, ONE_SEED, SET_SEED
 from lmmkit.errors.recipe import EMPTY, NAME, UNKNOWN_KEY
+from lmmkit.errors.training import NOT_A_FOLDER
 from lmmkit.recipe.error_messages import problems_of, tidy
 from lmmkit.recipe.read import recipe_file_text
 from lmmkit.recipe.shipped import GRIDS, find_grid, find_recipe, shipped, shipped_grids
 from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.yaml_tree import parse
+from lmmkit.runs.files import is_file
 
 BASE = "base"  # the name of the arm that all variants are compared with
+MOST = 1000  # combinations of a product: more would be a typing error
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class GridFile:
     def recipe_path(self, name: str) -> Path:
         """Returns the file of a recipe: relative to the grid, else to the current folder, else a shipped one."""
         beside = self.path.parent / name
-        return beside if beside.is_file() else find_recipe(Path(name))
+        return beside if is_file(beside) else find_recipe(Path(name))
 
 
 def read_grid(path: Path, *, roots: Sequence[Path] = ()) -> GridFile:
@@ -97,26 +100,45 @@ def _without(raw: Any, keys: Sequence[str]) -> Any:
     return cut(raw, "")
 
 
+def _real(root: str) -> str:
+    """Returns the place of a folder; a name that no folder can have unchanged."""
+    return root if "\0" in root else os.path.realpath(root)
+
+
 def _rules(file: GridFile) -> Iterator[Problem]:
     grid = file.grid
     lists: dict[str, tuple[Any, ...]] = {"seeds": grid.seeds, "root": grid.root, "equal": grid.equal}
     for key, items in lists.items():
-        same = [os.path.realpath(item) for item in items] if key == "root" else items
+        same = [_real(item) for item in items] if key == "root" else items
         for i, item in enumerate(items):
             if same[i] in same[:i]:
                 first = items[same.index(same[i])]
                 got = f"{item} twice" if first == item else f"{item}, which is {first}"
                 yield GIVEN_TWICE.at(f"{key}.{i}", got=got)
+    for i, root in enumerate(grid.root):
+        if "\0" in root:
+            yield NOT_A_FOLDER.at(f"root.{i}", got=f"{root!r:.60}, with a null character")
+    for name, variant in grid.variants.items():
+        if (number := variant.combinations) > MOST:
+            yield MANY_VARIANTS.at(
+                f"variants.{name}.product", got=f"{number:,} combinations", most=f"{MOST:,}"
+            )
     if grid.interval == "seeds" and len(grid.seeds) * len(grid.root) < 2:
         yield ONE_SEED.at("seeds", got="one seed and one root")
     if BASE in grid.variants:
         expected = f"another name: `{BASE}` is the base recipe itself"
         yield NAME.at(f"variants.{BASE}", got=f"a variant `{BASE}`", expected=expected)
+    sections = {"set": grid.set}
+    for name, variant in grid.variants.items():
+        sections |= {f"variants.{name}.set": variant.set, f"variants.{name}.product": variant.product}
+    for section, keys in sections.items():
+        if "seed" in keys:
+            yield SET_SEED.at(f"{section}.seed", got=f"`seed` in `{section}`")
     named = {"base": grid.base} | {
         f"variants.{name}.recipe": variant.recipe
         for name, variant in grid.variants.items()
         if variant.recipe is not None
     }
     for key, recipe in named.items():
-        if not file.recipe_path(recipe).is_file():
+        if not is_file(file.recipe_path(recipe)):
             yield NO_RECIPE.at(key, got=f"`{recipe}`", nearest=did_you_mean(recipe, shipped()))

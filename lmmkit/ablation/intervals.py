@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmmkit.evaluate.answers.compare import libraries
+from lmmkit.evaluate.answers.compare import libraries, random_signs
 from lmmkit.evaluate.bootstrap import paired_difference
 
 SHARE = 0.95
@@ -51,7 +51,6 @@ def over_questions(
 
     The interval is that of the cluster bootstrap; p is that of a test by random signs of the clusters' sums.
     """
-    stats, _, _ = libraries("ablate")
     ids = list(first)
     a, b = ([float(np.mean(scores[id])) for id in ids] for scores in (first, second))
     found = paired_difference(a, b, [clusters[id] for id in ids])
@@ -60,12 +59,7 @@ def over_questions(
     )
     sums = np.bincount(member, weights=np.asarray(a) - np.asarray(b))
     sums[np.abs(sums) <= ROUNDING] = 0.0
-    p = None
-    if len(sums) > 1 and np.any(sums):
-        test = stats.permutation_test(
-            (sums,), np.sum, permutation_type="samples", n_resamples=9999, vectorized=True, rng=0
-        )
-        p = float(test.pvalue)
+    p = random_signs(sums) if len(sums) > 1 and np.any(sums) else None
     return Estimate(value=found.value, low=found.low, high=found.high, n=len(ids), p=p)
 
 

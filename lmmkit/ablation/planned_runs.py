@@ -24,6 +24,13 @@ class StageRun:
     before: StageRun | None
     data: Mapping[str, Any]
 
+    @property
+    def steps_before(self) -> int:
+        """Returns the steps of the stages before it, from which on those of a run are counted."""
+        names = list(self.recipe.stages)
+        earlier = names[: names.index(self.stage)]
+        return sum(self.recipe.stages[name].length.steps or 0 for name in earlier)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GridRun:

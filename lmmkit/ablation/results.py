@@ -91,7 +91,8 @@ def read_finished(store: Store, runs: Sequence[GridRun]) -> list[FinishedRun]:
         for run in found
         for task in run.folders
     ]
-    raise_together([*read, Tried(lambda: raise_all(_other_questions(found))), *checks])
+    together = Tried(lambda: raise_all([*_without_answers(found), *_other_questions(found)]))
+    raise_together([*read, together, *checks])
     return found
 
 
@@ -121,6 +122,15 @@ def _wrong_accuracies(run: FinishedRun, task: str) -> Iterator[Problem]:
             got = f"{name}: a mean score of {mean:.4f} of {len(found):,} answers"
             of = "" if n is None else f" of {n:,}"
             yield ABLATION_ANSWERS.at(str(folder / NAME), got=got, value=f"{value:.4f}{of}")
+
+
+def _without_answers(runs: Sequence[FinishedRun]) -> Iterator[Problem]:
+    """Yields a problem for each task with figures of answers that are not there."""
+    for run in runs:
+        for task, figures in run.results.items():
+            if isinstance(figures, dict) and "coverage" in figures and task not in run.folders:
+                where, value = f"{run.folder}: {task}", f"the answers to {task}"
+                yield ABLATION_ANSWERS.at(where, got="no kept answers", value=value)
 
 
 def _other_questions(runs: Sequence[FinishedRun]) -> list[Problem]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from annotated_types import MinLen
-from pydantic import BeforeValidator
+from annotated_types import Ge, Le, MinLen
+from pydantic import BeforeValidator, Strict
 
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
@@ -34,13 +35,18 @@ class Variant:
         Says("a section of KEY: [values]"),
     ] = field(default_factory=dict)
 
+    @property
+    def combinations(self) -> int:
+        """Returns how many variants it is."""
+        return math.prod(map(len, self.product.values()))
+
 
 @section
 class Branch:
     """Repeats the stages after the stage `after` with `times` seeds, all from the same model."""
 
     after: k.Text
-    times: k.Two
+    times: Annotated[int, Strict(), Ge(2), Le(1000), Says("a whole number from 2 to 1000")]
 
 
 @section

@@ -11,13 +11,16 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lmmkit.ablation.arms import Arm
 from lmmkit.ablation.planned_runs import GridRun, StageRun
+from lmmkit.evaluate.answers.schema import data_sha
+from lmmkit.evaluate.questions.questions_task import item_of
 from lmmkit.plan.prepare import Prepared, prepare, read_in_training
-from lmmkit.recipe import Evaluate, Length, Recipe, Stage, section_mapping, to_mapping
+from lmmkit.recipe import Evaluate, Length, Recipe, Stage, Task, section_mapping, to_mapping
 from lmmkit.weights.weights_hash import weights_hash
 
 DIGITS = 12  # of a key
@@ -110,6 +113,37 @@ class ArmOnData:
             name: _hash([section_mapping(task), controls, self.identity.get(task.data or "")])
             for name, task in tasks.items()
         }
+
+    def asked(self) -> list[str]:
+        """Returns the names of the tasks that ask the questions of a source."""
+        tasks = self.recipe.evaluate.tasks if self.recipe.evaluate is not None else {}
+        return [
+            name
+            for name, task in tasks.items()
+            if (task.kind or name) == "questions" and task.data is not None
+        ]
+
+    def asks_like(self, other: ArmOnData, task: str) -> bool:
+        """Returns whether a task of both asks the same questions and scores them alike."""
+        here, there = (each._section(task) for each in (self, other))
+        same = replace(here, max_new_tokens=None, stage=None) == replace(
+            there, max_new_tokens=None, stage=None
+        )
+        if same and self.identity[here.data or ""] == other.identity[there.data or ""]:
+            return True
+        return self.asked_in_words(task) == other.asked_in_words(task)
+
+    def asked_in_words(self, task: str) -> str:
+        """Returns how many questions a task asks, their hash, and the rule that scores them."""
+        section = self._section(task)
+        records = self.prepared.sources[section.data or ""]
+        first = islice(records, None if section.samples == "all" else section.samples)
+        items = [item_of(sample) for sample in first]
+        return f"{len(items):,} questions with the hash {data_sha(items)[:DIGITS]}, by the rule `{section.match}`"
+
+    def _section(self, task: str) -> Task:
+        assert self.recipe.evaluate is not None, "it has the task"
+        return self.recipe.evaluate.tasks[task]
 
     def _source_hash(self, name: str) -> str:
         """Returns a hash of the file that defines a plugin: its version says less."""

@@ -1,7 +1,7 @@
 """The folder where the runs of grids are kept by key, shared between grids.
 
-STORE/  runs/KEY/  recipes/KEY.yaml  logs/KEY-train.log  logs/KEY-eval.log  costs/KEY.jsonl  evaluated/KEY.json
-        locks/KEY  trials/SHAPE.json  grids/NAME/ablation.json
+STORE/  runs/KEY/  recipes/KEY.yaml  logs/KEY-train.log  logs/KEY-eval.log  evaluated/KEY.json  trials/SHAPE.json
+        locks/KEY  locks/outcomes  grids/NAME/ablation.json
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -29,11 +30,11 @@ from lmmkit.runs.sessions import cpu_seconds_in
 @dataclass(frozen=True)
 class Cost:
     """Holds what a stage took. `cpu_seconds`: of its processes; None if one of them was killed. `wall_seconds`: of the
-    steps alone."""
+    steps alone, and None, as `tokens`, if no step was logged."""
 
     steps: int
-    tokens: int
-    wall_seconds: float
+    tokens: float | None
+    wall_seconds: float | None
     cpu_seconds: float | None
 
 
@@ -172,23 +173,35 @@ class Store:
         return cpu_seconds_in(read_json(self.run(stage.key).run_json))
 
     def cost(self, stage: StageRun) -> Cost:
-        """Returns what a trained stage took."""
-        run, each = self.run(stage.key), stage.recipe.output.log_every
+        """Returns what a trained stage took. Where not all steps are logged, the others count as these do.
+
+        Raises `UserError` if the last logged steps are missing, or a line has no such figures.
+        """
+        run, begin = self.run(stage.key), stage.steps_before
         lines = [line for line in run.read_metrics() if "tokens" in line]
+        fix = "Restore the file, or remove the run folder; the next call trains it again."
+        # by the recipe of the run: another grid may have trained it, and logged other steps
+        each, end = read_recipe(run.resolved).output.log_every, begin + stage.steps
+        last = lines[-1].get("step") if lines else None
+        if (expected := end - end % each) > begin and last != expected:
+            got, content = f"{len(lines):,} logged steps, the last one {last}", f"steps until {expected:,}"
+            raise UserError(RUN_DAMAGED.at(str(run.metrics), got=got, content=content, fix=fix))
         raise_all(
             RUN_DAMAGED.at(
                 f"{run.metrics}, step {line.get('step')}", got=f"{key}: {line.get(key)!r:.40}", content="a number",
-                fix="Restore the file, or remove the run folder; the next call trains it again.",
+                fix=fix,
             )
             for line in lines
             for key in ("tokens", "seconds")
             if (value := finite(line.get(key))) is None or value < 0
         )  # fmt: skip
+        tokens, seconds = (
+            stage.steps / len(lines) * sum(line[key] for line in lines) if lines else None
+            for key in ("tokens", "seconds")
+        )
         return Cost(
-            steps=stage.steps, tokens=each * sum(line["tokens"] for line in lines),
-            wall_seconds=each * sum(line["seconds"] for line in lines),
-            cpu_seconds=self.cpu_seconds(stage),
-        )  # fmt: skip
+            steps=stage.steps, tokens=tokens, wall_seconds=seconds, cpu_seconds=self.cpu_seconds(stage)
+        )
 
     def claim(self, key: str) -> int | None:
         """Locks a key; returns the handle of the lock, or None if another process has it.
@@ -205,6 +218,15 @@ class Store:
             return None
         return handle
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until no other process writes outcomes, then runs the block alone."""
+        path = self.root / "locks" / "outcomes"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def is_busy(self, key: str) -> bool:
         """Returns whether some process works on a run."""
         if not (self.root / "locks" / key).exists():
@@ -213,6 +235,26 @@ class Store:
         if handle is not None:
             os.close(handle)
         return handle is None
+
+
+def measured_numbers(
+    path: Path, names: Iterable[str], *, section: str | None = None, above_zero: bool = False
+) -> dict[str, float]:
+    """Returns the numbers of these names in a file of what was measured, or in a section of it. Raises `UserError` for
+    other values, those below 0, and with `above_zero` 0."""
+    again, least = "Remove the file, to measure again.", "above 0" if above_zero else "0 or more"
+    found = read_json(path, hint=again)
+    values = found if section is None else found.get(section)
+    values = values if isinstance(values, dict) else {}
+    numbers = {name: finite(values.get(name)) for name in names}
+    raise_all(
+        RUN_DAMAGED.at(
+            f"{path}: {name}", got=f"{values.get(name)!r:.40}", content=f"a number, {least}", fix=again
+        )
+        for name, number in numbers.items()
+        if number is None or number < 0 or (above_zero and not number)
+    )
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _read_outcome(path: Path) -> Mapping[str, Any]:

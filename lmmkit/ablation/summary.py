@@ -109,13 +109,18 @@ def _run(each: FinishedRun) -> dict[str, Any]:
 
 def _cost(each: FinishedRun) -> dict[str, float | None]:
     """Returns what a run took: the sum of its stages, as if it shared none."""
-    cpu = [cost.cpu_seconds for cost in each.costs if cost.cpu_seconds is not None]
     return {
-        "cpu_seconds": sum(cpu) if len(cpu) == len(each.costs) else None,
-        "wall_seconds": sum(cost.wall_seconds for cost in each.costs),
-        "tokens": sum(cost.tokens for cost in each.costs),
+        "cpu_seconds": _sum([cost.cpu_seconds for cost in each.costs]),
+        "wall_seconds": _sum([cost.wall_seconds for cost in each.costs]),
+        "tokens": _sum([cost.tokens for cost in each.costs]),
         "steps": sum(cost.steps for cost in each.costs),
     }
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """Returns the sum of values; None if one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _mean_cost(runs: Sequence[FinishedRun]) -> dict[str, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, median
 
@@ -13,13 +13,13 @@ import torch
 
 from lmmkit import build
 from lmmkit.ablation.stage_runs import ArmOnData
-from lmmkit.ablation.store import Store
+from lmmkit.ablation.store import Store, measured_numbers
 from lmmkit.api.batch import Step
 from lmmkit.errors import LmmkitError
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plugin_costs import Copy
 from lmmkit.progress import counted
-from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.runs.files import write_json_atomic
 from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
 from lmmkit.training.step import run_step
 
@@ -130,9 +130,7 @@ def _measured(
         for each in turns[:: 1 if number % 2 else -1]:
             each.step(number, timed=number >= WARM)
     if other is None or beside is None:
-        cost = StepCost(
-            cpu_seconds=fmean(own.cpu), wall_seconds=fmean(own.wall), tokens=own.tokens / ROUNDS
-        )
+        cost = StepCost(cpu_seconds=fmean(own.cpu), wall_seconds=fmean(own.wall), tokens=own.tokens / ROUNDS)
     else:
         of_base = beside[1]
         cost = StepCost(
@@ -150,7 +148,8 @@ def _ratio(own: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _read(path: Path) -> StepCost:
-    return StepCost(**read_json(path, hint="Remove the file, to measure again."))
+    names = [each.name for each in fields(StepCost)]
+    return StepCost(**measured_numbers(path, names, above_zero=True))
 
 
 def equal_steps(

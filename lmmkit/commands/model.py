@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,9 @@ def import_(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also read .bin files, with torch's weights-only reader.")
     ] = False,
-    template: Annotated[str | None, typer.Option(help="The chat template.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="The chat template. \\[default: by the control tokens]")
+    ] = None,
 ) -> None:
     """Convert a public model into a model folder of lmmkit; every value stays the same."""
     with working(STARTING):
@@ -55,7 +58,7 @@ def import_(
     parts = import_model(
         source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template
     )
-    use = f"Try it: `lmmkit chat {folder}`"
+    use = f"Try it: `{shlex.join(['lmmkit', 'chat', str(folder)])}`"
     if "text" not in parts:
         use = f"In a recipe: `model.vision: {{from: {folder}}}`"
     out.print(f"{source} is now in {folder}. {use}")

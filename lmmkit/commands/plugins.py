@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,9 @@ from lmmkit.progress import working
 if TYPE_CHECKING:
     from lmmkit.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
+app = typer.Typer(
+    no_args_is_help=True, help="Begin, list, try and measure plugins, and show what they do in a recipe."
+)
 
 
 @app.command("list")
@@ -244,4 +247,4 @@ def new(
         path.write_text(text, encoding="utf-8")
         out.print(str(path))
     where = folder / name / "src" / name / "__init__.py" if package else folder / f"{name}.py"
-    out.print(f"Try it: lmmkit plugins test {where} --trust-files")
+    out.print(f"Try it: {shlex.join(['lmmkit', 'plugins', 'test', str(where), '--trust-files'])}")

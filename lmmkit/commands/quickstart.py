@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from lmmkit.recipe import Recipe
 
 RECIPES = {"llava": "quickstart-llava", "direct": "quickstart"}
-SCENES, FAST_SCENES = (6000, 500), (400, 60)  # for training, held out
+SCENES, FAST_SCENES = (6000, 500), (400, 30)  # for training, held out
 FAST = (
-    "stages.pretrain.length.steps=12",
-    "stages.finetune.length.steps=16",
+    "stages.pretrain.length.steps=6",
+    "stages.finetune.length.steps=8",
     "evaluate.tasks.restore.samples=20",
 )
 STATE = "logs/quickstart.json"
@@ -41,7 +41,7 @@ def quickstart(
         Path, typer.Option("--out", help="A new or empty folder, or one whose quickstart was stopped.")
     ] = Path("quickstart"),
     fast: Annotated[
-        bool, typer.Option("--fast", help="The same commands in about a minute; without useful accuracy.")
+        bool, typer.Option("--fast", help="The same commands in less than a minute; without useful accuracy.")
     ] = False,
 ) -> None:
     """Train LLaVA and Direct-LLaVA, tiny, on drawn scenes; evaluate both; print the table and write a report.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -56,8 +57,8 @@ def copy(
             target.unlink()
         raise refused_file(error, target) from error
     if source in grids.values():
-        return out.print(f"{target}: run it with `lmmkit ablate {target}`")
-    out.print(f"{target}: train it with `lmmkit train {target}`")
+        return out.print(f"{target}: run it with `{shlex.join(['lmmkit', 'ablate', str(target)])}`")
+    out.print(f"{target}: train it with `{shlex.join(['lmmkit', 'train', str(target)])}`")
 
 
 def _headline(path: Path) -> str:

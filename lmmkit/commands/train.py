@@ -44,16 +44,17 @@ def train(
     trust_files: Trust = False,
 ) -> None:
     """Train a recipe's stages and write a run folder."""
-    with working(STARTING):
-        from lmmkit.data.views import dropped_text
-        from lmmkit.recipe.shipped import find_recipe
-        from lmmkit.report.train_summary import cost, learned
-        from lmmkit.training.distributed.process_group import joined
-        from lmmkit.training.run import train as run_training
-        from lmmkit.training.signals import exit_code
+    from lmmkit.training.distributed.process_group import joined
 
     with joined() as ranks:
         read = the_recipe(recipe, root, changes)
+        with working(STARTING):
+            from lmmkit.data.views import dropped_text
+            from lmmkit.recipe.shipped import find_recipe
+            from lmmkit.report.train_summary import cost, learned
+            from lmmkit.training.run import train as run_training
+            from lmmkit.training.signals import exit_code
+
         to = to or Path("runs") / recipe.stem
         finished = run_training(
             read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find_recipe(recipe).read_text(),

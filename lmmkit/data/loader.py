@@ -7,6 +7,7 @@ of workers may change between runs.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import TypeVar
@@ -98,7 +100,7 @@ def load_steps(
         loader = StatefulDataLoader(
             _Steps(pipeline), batch_size=None, sampler=range(start, stop), num_workers=workers,
             worker_init_fn=_WorkerStart(worker_init),
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=_forking() if workers else None,
             generator=torch.Generator(),  # it draws a seed when it opens: keep dropout's generator unchanged
         )  # fmt: skip
     for index, got in enumerate(_watched(loader, start, timeout), start):
@@ -109,6 +111,16 @@ def load_steps(
         step, skipped = got
         on_skipped(index, skipped)
         yield from_block(step) if isinstance(step, Transferred) else step
+
+
+def _forking() -> BaseContext:
+    """Returns the way to start workers: as forks of a server that has imported torch and this module once.
+
+    Otherwise each worker would import them itself, which takes seconds and memory.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])  # "__main__" alone is Python's default
+    return context
 
 
 def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:

@@ -113,7 +113,9 @@ class Packer:
         )
         mapped = {each.name for each in maps}
         mass = [
-            pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass) and need not in mapped
+            gather.row_Q
+            for need, gather in gathers.items()
+            if isinstance(need, AttnMass) and need not in mapped
         ]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, concatenate_rows([])]).unique(), maps=maps)
         head = head_pairs(predict, target_S, gathers)

@@ -135,7 +135,7 @@ def raise_together(tried: Iterable[Tried]) -> None:
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Returns "Did you mean `x`?" for the name in `known` that is close to `got`, else a list of names."""
-    known = sorted(map(str, known))
+    known = sorted({str(name) for name in known})
     if not known:
         return "There are no such names."
     if near := difflib.get_close_matches(str(got), known, n=1):

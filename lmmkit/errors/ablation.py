@@ -28,6 +28,15 @@ EQUAL_VARIANTS = Code(
     "ablation/equal-variants", cause="Two variants of a grid train in the same way.",
     expected="variants that differ in their training", hint="Remove one of the two.",
 )
+MANY_VARIANTS = Code(
+    "ablation/many-variants", cause="A product of a grid has more combinations than anybody could train.",
+    expected="at most {most} combinations", hint="Shorten its lists, or divide it into variants.",
+)
+GRID_OPTIONS = Code(
+    "ablation/options", cause="Options of `lmmkit ablate` exclude each other.",
+    expected="one of `lmmkit ablate GRID --dry-run`, `lmmkit ablate GRID --forecast`, "
+    "`lmmkit ablate GRID --emit slurm` and `lmmkit ablate GRID --json`", hint="Remove the others.",
+)
 ONE_SEED = Code(
     "ablation/one-seed", cause="An interval over seeds is asked for one run, which has none.",
     expected="two or more seeds or roots, for `interval: seeds`",
@@ -47,6 +56,16 @@ GRID_OTHER_QUESTIONS = Code(
     "ablation/other-questions", cause="Runs that are to be compared have answered different sets of questions.",
     expected="the questions of {other}",
     hint="Remove the folder of those answers; the next call evaluates the run again.",
+)
+SET_SEED = Code(
+    "ablation/set-seed", cause="A grid sets the key `seed` of its recipes, which its own `seeds` replace.",
+    expected="the seeds of all runs in `seeds`", hint="Remove the key, and write the seed into `seeds`.",
+)
+UNLIKE_QUESTIONS = Code(
+    "ablation/unlike-questions",
+    cause="Two arms of a grid would answer other questions in a task of one name, or be scored by other rules.",
+    expected="the questions of `{other}`: {expected}",
+    hint="Change the task and its data for all arms, with `set` of the grid, or give the task another name.",
 )
 NO_MEASURE = Code(
     "ablation/unknown-measure", cause="A measure of a grid names no figure that the evaluation of its recipes gives.",

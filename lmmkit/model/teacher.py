@@ -22,9 +22,14 @@ class Teacher(nn.Module):
     def forward(self, pixels_ICXY: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns the features of images on a grid of other patches, [I, N, width], in float32 or wider."""
         dtype = next(self.encoder.parameters()).dtype
-        with torch.autocast(pixels_ICXY.device.type, self.compute, enabled=self.compute != torch.float32):
+        with computing(pixels_ICXY.device, self.compute):
             x_IND = self.encoder(pixels_ICXY.to(dtype))
         return on_grid(x_IND.to(torch.promote_types(x_IND.dtype, torch.float32)), self.image.grid, grid)
+
+
+def computing(device: torch.device, compute: torch.dtype) -> torch.autocast:
+    """Returns the context in which a model computes in this type: autocast, unless it is float32."""
+    return torch.autocast(device.type, compute, enabled=compute != torch.float32)
 
 
 def on_grid(x_IND: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:

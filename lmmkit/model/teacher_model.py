@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmmkit.api.batch import Batch
 from lmmkit.model.cross_entropy import FixedLogits
+from lmmkit.model.teacher import computing
 from lmmkit.model.vlm import LMM, ModelOutput
 
 
@@ -22,7 +23,7 @@ class TeacherRows:
 
     def logits(self, row_Q: Tensor) -> FixedLogits:
         """Returns the logits of these rows, which are computed where they are read."""
-        with _computing(self.weight_VD.device, self.compute):
+        with computing(self.weight_VD.device, self.compute):
             return FixedLogits(self.out.at(row_Q), self.weight_VD)
 
 
@@ -43,9 +44,5 @@ class TeacherModel(nn.Module):
         """Returns the states of the rows that are read. `pixels_ICXY`: the images of the batch, as this model reads
         them."""
         own = replace(batch.reading(()), pixels_ICXY=pixels_ICXY)
-        with _computing(batch.id_T.device, self.compute):
+        with computing(batch.id_T.device, self.compute):
             return TeacherRows(self.lmm(own, {}), self.lmm.decoder.head.weight, self.compute)
-
-
-def _computing(device: torch.device, compute: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, compute, enabled=compute != torch.float32)

@@ -44,7 +44,7 @@ def compile_plan(
     raise_all(problems)
     plans = {stage: _compile(recipe, instances, stage, teachers) for stage in recipe.stages}
     for plan in plans.values():
-        problems += checks.needs(recipe, instances, plan, dims) + checks.tile_needs(recipe, plan)
+        problems += checks.needs(recipe, instances, plan, dims) + checks.feature_needs(recipe, plan)
         problems += checks.native_views(recipe, plan, dims)
     problems += token_checks.token_names(recipe, instances) + checks.extra_views(recipe, instances)
     raise_all(problems)

@@ -34,7 +34,7 @@ from lmmkit.data.fits.tiles import most_rows
 from lmmkit.data.image_markers import marked
 from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.views import dropped_text
-from lmmkit.plan.checks.tile_checks import fits_read
+from lmmkit.plan.checks.image_checks import fits_read
 from lmmkit.plan.instances import build_component, default_of, setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.shapes import why_sizes_apart

@@ -35,5 +35,5 @@ def map_problems(prepared: Prepared) -> list[Problem]:
 
 def map_bytes(gathers: Mapping[Need, RowGather]) -> int:
     """Returns the bytes of the weights that all `AttnTo` of a micro-batch read."""
-    maps = [pick.key_QK for need, pick in gathers.items() if isinstance(need, AttnTo)]
+    maps = [gather.key_QK for need, gather in gathers.items() if isinstance(need, AttnTo)]
     return sum(WIDE * keys_QK.numel() for keys_QK in maps if keys_QK is not None)

@@ -11,7 +11,7 @@ from lmmkit.api.sample import AnyRes, Native
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import REFERENCE, TEACHER_MODEL
 from lmmkit.plan import from_model
-from lmmkit.plan.checks.tile_checks import fits_read, odd_head_size, takes_one_size
+from lmmkit.plan.checks.image_checks import fits_read, odd_head_size, takes_one_size
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.stage_plan import START
 from lmmkit.weights import model_folder

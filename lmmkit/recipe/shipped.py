@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmmkit.runs.files import is_file
+
 GRIDS = "ablations/"  # the folder of the grids that `lmmkit ablate` runs
 
 
@@ -42,4 +44,4 @@ def find_grid(path: Path) -> Path:
 
 def _found(path: Path, known: dict[str, Path]) -> Path:
     name = str(path).removeprefix("recipes/").removesuffix(".yaml")
-    return known[name] if not path.is_file() and name in known else path
+    return known[name] if not is_file(path) and name in known else path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -61,7 +62,25 @@ def _quoted(representer: Any, text: str) -> Any:
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
+class _Plain:
+    """Holds a plain value, and is equal to another one that Python shows alike."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.shown = value, repr(value)
+
+    def __hash__(self) -> int:
+        return hash(self.shown)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Plain) and self.shown == other.shown
+
+
 def _dumped(value: Any, flow: bool | None) -> str:
+    return _written(_Plain(value), flow)
+
+
+@functools.lru_cache(maxsize=16)  # a run writes its recipe into several folders; each time takes 60 ms
+def _written(plain: _Plain, flow: bool | None) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = flow
     yaml.sort_base_mapping_type_on_output = False  # type: ignore  # the order is part of a recipe
@@ -70,7 +89,7 @@ def _dumped(value: Any, flow: bool | None) -> str:
     yaml.representer.ignore_aliases = lambda data: True
     yaml.representer.add_representer(str, _quoted)
     out = io.StringIO()
-    yaml.dump(value, out)
+    yaml.dump(plain.value, out)
     return out.getvalue()
 
 

@@ -9,6 +9,8 @@ depth has no limit.
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -169,6 +171,11 @@ class _Reader:
 
 def parse(text: str, name: str) -> YamlTree:
     """Reads YAML `text`. Positions begin with `name`. Raises nothing; the tree contains the problems."""
+    return copy.deepcopy(_parsed(text, name))
+
+
+@functools.lru_cache(maxsize=32)  # a grid reads one file for all its arms and seeds
+def _parsed(text: str, name: str) -> YamlTree:
     reader = _Reader(name, YAML(typ="safe", pure=True).parse(text))
     try:
         reader.read()

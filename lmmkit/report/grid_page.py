@@ -17,7 +17,7 @@ from lmmkit.progress import duration
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
 from lmmkit.report.sections.measures import half_width
-from lmmkit.report.wording import as_ratio, ends_of, in_words, in_words_of_size, plural
+from lmmkit.report.wording import as_ratio, ends_of, in_words, in_words_of_size, plural, shown_name
 from lmmkit.runs.files import finite, read_json
 
 GRID, FORMAT = "ablation.json", 1
@@ -92,9 +92,10 @@ def grid_page(path: Path) -> Page:
     shares = {name: _is_share(grid, blocks, name) for name in measures}
     drawn = {name: shares[name] and all(value >= 0 for value in _values(blocks, name)) for name in measures}
     warnings = list(_warnings(grid, blocks))
-    title = f"grid {grid['grid']}"
+    named = grid | {key: shown_name(grid[key]) for key in ("grid", "base")}
+    title = f"grid {named['grid']}"
     text = render(
-        "grid", {"curves": [], "samples": []}, title=title, grid=grid, blocks=blocks, measures=measures, shares=shares,
+        "grid", {"curves": [], "samples": []}, title=title, grid=named, blocks=blocks, measures=measures, shares=shares,
         drawn=drawn, head=_head(blocks, measures[0]), notes=_notes(blocks), warnings=warnings, cost_names=COSTS,
         seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=_listed(grid.get("roots")),
         runs=_runs(grid["arms"]), command=_command(grid, file.resolve()),
@@ -132,13 +133,13 @@ def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str
         "wall_seconds": duration,
     }
     changes, same, runs = (_listed(arm.get(key)) for key in ("changes", "same_results_as", "runs"))
-    marks = [f"the same results as {in_words([str(name) for name in same])}"] if same else []
+    marks = [f"the same results as {in_words([shown_name(str(name)) for name in same])}"] if same else []
     if arm is not base and not changes:
         marks.append("changes no key")
     if not runs:
         marks.append("no finished run")
     return GridRow(
-        name=str(arm["variant"]), is_base=arm is base, runs=len(runs), marks=marks,
+        name=shown_name(str(arm["variant"])), is_base=arm is base, runs=len(runs), marks=marks,
         cells={name: _cell(_of(_of(arm, "measures"), name)) for name in measures},
         costs={k: show[k](v) for k, v in costs.items() if v is not None},
         ratios={
@@ -152,8 +153,9 @@ def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str
 
 
 def _text(value: object) -> str:
-    """Returns a value as a recipe has it."""
-    return flow_text(value) if isinstance(value, dict | list) else str(value)
+    """Returns a value as a recipe has it, on one line."""
+    text = flow_text(value) if isinstance(value, dict | list) else str(value)
+    return shown_name(text.replace("\n", " "))
 
 
 def _cell(measured: Mapping[str, Any]) -> GridCell:
@@ -185,7 +187,10 @@ def _listed(value: object) -> list[Any]:
 def _runs(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Returns variant, what is held equal, seed, data and folder of each run."""
     return [
-        (arm["variant"], str(arm.get("equal")), *(str(run.get(key)) for key in ("seed", "root", "folder")))
+        tuple(
+            _text(each)
+            for each in (arm["variant"], arm.get("equal"), *map(run.get, ("seed", "root", "folder")))
+        )
         for arm in arms
         for run in _listed(arm.get("runs"))
         if isinstance(run, dict)

@@ -17,7 +17,7 @@ def ends_of(value: Mapping[str, object]) -> tuple[float, float] | tuple[None, No
 
 def in_percent(share: float | None) -> str:
     """Returns a share as "78.2"."""
-    return DASH if share is None else _true_minus(f"{100 * share:.1f}")
+    return DASH if share is None else _true_minus(f"{100 * share:z.1f}")
 
 
 def in_points(difference: float) -> str:

@@ -34,6 +34,14 @@ def read_json(path: Path, *, hint: str = "Restore the file, or run again.") -> d
     raise UserError(RUN_DAMAGED.at(str(path), got=got, content="a JSON object", fix=hint))
 
 
+def is_file(path: Path) -> bool:
+    """Returns whether a file is there; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def finite(value: object) -> float | None:
     """Returns `value` as a float; None unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -48,12 +56,15 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a .jsonl file, one from each line; [] without a file.
 
     A killed writer leaves an incomplete last line, which is skipped. Raises `UserError` with the line
-    number for any other line that is not an object.
+    number for any other line that is not an object, and for a file that cannot be read.
     """
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        got, fix = error.strerror or str(error), "Restore the file, or its rights."
+        raise UserError(RUN_DAMAGED.at(str(path), got=got, content="a file to read", fix=fix)) from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmmkit.errors import UserError
-from lmmkit.runs.files import finite, read_json
+from lmmkit.runs.files import finite, is_file, read_json
 from lmmkit.runs.metrics import last_records
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
@@ -73,7 +73,7 @@ def summarise_run(run: RunFolder) -> RunSummary:
 def _state(run: RunFolder, stages: Sequence[str]) -> RunState:
     if is_locked(run):
         return "running"
-    done = bool(stages) and _is_file(run.model(stages[-1]) / "config.json")
+    done = bool(stages) and is_file(run.model(stages[-1]) / "config.json")
     return "done" if done else "stopped"  # the model of an earlier stage may have been removed
 
 
@@ -104,18 +104,10 @@ def _figures(run: RunFolder, stages: Sequence[str]) -> dict[str, float]:
                 found[f"{task}/{name}"] = value
     for stage in stages:
         config = run.best(stage) / "config.json"
-        best = _mapping(read_json(config).get("best")) if _is_file(config) else {}
+        best = _mapping(read_json(config).get("best")) if is_file(config) else {}
         if (value := finite(best.get("value"))) is not None:
             found[f"best of {stage}: {best.get('metric')}"] = value
     return found
-
-
-def _is_file(path: Path) -> bool:
-    """Returns whether a file is there; a name that no file can have is none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

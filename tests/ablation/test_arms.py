@@ -60,7 +60,7 @@ def test_variants_that_change_nothing_or_are_equal_are_refused_with_their_lines(
         "  same: {product: {stages.pretrain.length.steps: [4, 5]}}\n"
     )
     assert refused(tmp_path, text) == [
-        ("ablation/changes-nothing", "9:3 variants.empty"), ("ablation/changes-nothing", "10:3 variants.seed"),
+        ("ablation/set-seed", "10:16 variants.seed.set.seed"), ("ablation/changes-nothing", "9:3 variants.empty"), ("ablation/changes-nothing", "10:3 variants.seed"),
         ("ablation/changes-nothing", "11:3 variants.asked"), ("ablation/equal-variants", "12:3 variants.again"),
         ("ablation/changes-nothing", "13:3 variants.same"),
     ]  # fmt: skip

@@ -96,6 +96,12 @@ def test_the_tab_shows_what_an_arm_changes_the_seed_and_the_figures(tmp_path):
     assert found["grid x2"] == (of_x | {"seed": 2, "equal": "steps"}, figures | {"measures/right": 2.5})
 
 
+@pytest.mark.parametrize("name", ["g" * 250, "\u00e4" * 125])
+def test_the_name_of_a_grid_may_be_as_long_as_that_of_a_file(tmp_path, name):
+    write_hparams(name, [arm(tmp_path, "base", seeds=(1,))])
+    assert set(tab(tmp_path)) == {f"{name} base1"}
+
+
 def test_two_grids_that_share_a_run_are_two_trials(tmp_path):
     for grid in ("first", "second"):
         write_hparams(grid, [arm(tmp_path, "base", seeds=(1,))])

@@ -87,6 +87,43 @@ def test_values_of_other_types_are_refused(tmp_path, change, code):
     }
 
 
+def test_a_seed_that_the_seeds_of_the_grid_would_replace_is_refused(tmp_path):
+    text = GRID + "  a: {set: {seed: 3, stages.finetune.optim.lr: 1.0e-2}}\n  b: {product: {seed: [4, 5]}}\n"
+    path = write_grid(tmp_path, tmp_path, text.replace("seeds", "set: {seed: 2}\nseeds"))
+    found = [problem.where.split(" ")[1] for problem in problems(path) if problem.code == "ablation/set-seed"]
+    assert found == ["set.seed", "variants.a.set.seed", "variants.b.product.seed"]
+
+
+def test_a_product_and_branches_of_more_runs_than_anybody_trains_are_refused_at_once(tmp_path):
+    axes = ", ".join(
+        f"stages.finetune.optim.{key}: [{', '.join(['0.1'] * 200)}]" for key in ("lr", "warmup", "clip")
+    )
+    text = (
+        GRID.replace("seeds", "branch: {after: pretrain, times: 100000}\nseeds")
+        + f"  a: {{product: {{{axes}}}}}\n"
+    )
+    (branch,) = problems(write_grid(tmp_path, tmp_path, text))
+    assert branch.code == "recipe/out-of-range" and branch.where.endswith("branch.times")
+    (product,) = problems(write_grid(tmp_path, tmp_path, text.replace("100000", "2")))
+    assert product.code == "ablation/many-variants" and product.got == "8,000,000 combinations"
+    assert product.where.endswith("variants.a.product")
+
+
+def test_names_that_no_file_can_have_are_problems(tmp_path):
+    found = problems(
+        write_grid(tmp_path, tmp_path, GRID.replace("plain.yaml", "y" * 300).replace("ROOT", '"a\\0b"'))
+    )
+    assert [problem.code for problem in found] == ["run/not-a-folder", "ablation/unknown-recipe"]
+    assert found[0].where.endswith("root.0")
+
+
+def test_a_value_that_is_no_number_is_one_problem(tmp_path):
+    (problem,) = problems(write_grid(tmp_path, tmp_path, GRID.replace("1.0e-3", ".nan")))
+    assert problem.got == "the number nan" and problem.where.endswith(
+        "variants.rate.set.stages.finetune.optim.lr"
+    )
+
+
 def test_a_file_that_is_no_grid_is_refused(tmp_path):
     path = tmp_path / "grid.yaml"
     for text in ("", "- a\n", "a: [\n", "a: &x 1\n"):

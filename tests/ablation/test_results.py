@@ -27,7 +27,7 @@ def made(tmp_path, arm="plain", *, scores=SCORES, value=0.75, data=None, asked="
     folder.run_json.write_text(json.dumps({"data": data or {"captions": {"count": 3}, "more": 1}}))
     folder.resolved.write_text(__import__("lmmkit.recipe").recipe.dump(stages[0].recipe))
     folder.results.write_text(json.dumps({"answers": {"accuracy": {"value": value, "n": 4}}}))
-    folder.metrics.write_text(json.dumps({"step": 1, "tokens": 5, "seconds": 0.5}) + "\n")
+    folder.metrics.write_text(json.dumps({"step": 6, "tokens": 5, "seconds": 0.5}) + "\n")
     write_answers(folder.answers("pretrain", "x").parent, scores, data=asked)
     store.note_evaluated(run)
     return store, run
@@ -51,7 +51,7 @@ def test_a_finished_run_has_figures_scores_and_costs(tmp_path):
     other = found.scores("answers/accuracy/other")
     assert other is not None and sorted(other) == ["q3"], "by prior, not by type"
     assert found.scores("answers/image_attention") is None and found.scores("terms/x") is None
-    assert found.costs[0].tokens == 5 and found.costs[0].cpu_seconds is None
+    assert found.costs[0].tokens == 30 and found.costs[0].cpu_seconds is None
 
 
 def test_a_run_without_evaluation_is_not_finished(tmp_path):
@@ -76,6 +76,15 @@ def test_answers_to_other_questions_are_refused(tmp_path):
     _, second = made(tmp_path, "other", asked="e")
     assert refused(store, first, second) == {"ablation/other-questions"}
     assert len(read_finished(store, [first, replace(second, root="/another")])) == 2
+
+
+def test_figures_of_answers_that_are_not_there_are_refused(tmp_path):
+    store, run = made(tmp_path)
+    figures = {"accuracy": {"value": 0.75, "n": 4}, "coverage": {"expected": 4, "answered": 4}}
+    store.run(run.key).results.write_text(json.dumps({"answers": figures, "terms": {"x": {"value": 1}}}))
+    assert len(read_finished(store, [run])) == 1
+    (store.run(run.key).answers("pretrain", "answers") / "answers.jsonl").unlink()
+    assert refused(store, run) == {"ablation/answers-differ"}
 
 
 def test_an_evaluation_with_other_settings_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from lmmkit.ablation.planned_runs import GridRun
-from lmmkit.ablation.store import Cost, Store
+from lmmkit.ablation.store import Cost, Store, measured_numbers
 from lmmkit.errors import UserError
 from lmmkit.recipe import dump, read_recipe
 from tests.support.grids import stage_run
@@ -37,6 +37,7 @@ def test_costs_are_the_sum_of_all_sessions_and_unknown_if_one_was_lost(tmp_path)
     folder.metrics.write_text(
         '{"step": 1, "tokens": 5, "seconds": 0.5}\n{"step": 1, "loss": 1}\n{"step": 2, "tokens": 7, "seconds": 1.0}\n'
     )
+    folder.resolved.write_text(dump(stage.recipe))
     for cpu, expected in (([3.0, 4.5], 7.5), ([3.0, None], None), ([], None)):
         folder.run_json.write_text(json.dumps({"sessions": [{"cpu_seconds": each} for each in cpu]}))
         assert store.cost(stage) == Cost(steps=2, tokens=12, wall_seconds=1.5, cpu_seconds=expected)
@@ -87,9 +88,67 @@ def test_a_cost_that_is_no_number_is_named(tmp_path, line):
     folder = store.run("key")
     folder.path.mkdir(parents=True)
     folder.run_json.write_text("{}")
-    folder.metrics.write_text(f'{{"step": 3, {line}}}\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl, step 3: got (tokens|seconds): .*run/damaged"):
+    folder.resolved.write_text(dump(stage.recipe))
+    folder.metrics.write_text(f'{{"step": 6, {line}}}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, step 6: got (tokens|seconds): .*run/damaged"):
         store.cost(stage)
+
+
+def logged(tmp_path, *, every=1, steps, before=0, length=6):
+    """Returns the cost of a stage whose run, made by a recipe that logs one step in `every`, has logged these steps."""
+    store, first = Store(tmp_path), stage_run("first", steps=before)
+    stage = stage_run("key", before=first if before else None, steps=length)
+    folder = store.run("key")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.run_json.write_text("{}")
+    made = replace(stage.recipe, output=replace(stage.recipe.output, log_every=every))
+    folder.resolved.write_text(dump(made))
+    folder.metrics.write_text("".join(f'{{"step": {n}, "tokens": 8, "seconds": 0.5}}\n' for n in steps))
+    return store.cost(stage)
+
+
+def test_where_one_step_in_n_is_logged_the_others_count_as_these_do(tmp_path):
+    for every, steps in ((1, range(1, 7)), (4, [4]), (5, [5]), (2, [2, 4, 6]), (4, [1, 2, 4])):
+        found = logged(tmp_path, every=every, steps=steps)
+        assert (found.tokens, found.wall_seconds) == (48, 3.0), "as another grid may have logged them"
+    assert logged(tmp_path, steps=range(7, 13), before=6).tokens == 48, "counted over all stages"
+    found = logged(tmp_path, every=50, steps=[])
+    assert (found.steps, found.tokens, found.wall_seconds) == (6, None, None)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(1, [1, 2, 3]), (1, []), (2, [2, 4]), (1, [1, 2, 3, 4, 5, 6, 7])]
+)
+def test_a_log_without_the_last_steps_is_named(tmp_path, every, steps):
+    with pytest.raises(UserError, match=r"metrics.jsonl.* logged steps, the last one .*run/damaged"):
+        logged(tmp_path, every=every, steps=steps)
+
+
+TRIAL = {"cpu_seconds": 0.5, "wall_seconds": 0.75, "tokens": 5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tokens": None}, {"cpu_seconds": "fast"}, {"wall_seconds": -1}, {"cpu_seconds": 0}, {"tokens": True}],
+)
+def test_what_was_measured_is_a_number_above_0(tmp_path, change):
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps(TRIAL | {"more": 1}))
+    assert measured_numbers(path, TRIAL, above_zero=True) == TRIAL
+    path.write_text(json.dumps(TRIAL | change))
+    with pytest.raises(UserError, match=rf"trial.json: {next(iter(change))}: .*run/damaged"):
+        measured_numbers(path, TRIAL, above_zero=True)
+    path.write_text('{"tasks": 3}')
+    with pytest.raises(UserError, match=r"trial.json: answers: "):
+        measured_numbers(path, ["answers"], section="tasks")
+    assert measured_numbers(path, ["tasks"]) == {"tasks": 3}
+
+
+def test_outcomes_are_written_by_one_process_at_a_time(tmp_path):
+    store = Store(tmp_path)
+    with store.alone():
+        assert store.is_busy("outcomes")
+    assert not store.is_busy("outcomes")
 
 
 def test_the_outcome_on_other_data_is_kept_under_another_name(tmp_path):

@@ -89,10 +89,12 @@ class Served:
 @contextmanager
 def serving(folder: Path, chat_model: ChatModel) -> Iterator[Served]:
     made = Served(folder, chat_model)
-    yield made
-    made.gate.set()
-    made.server.should_exit = True
-    made.thread.join(20)
+    try:
+        yield made
+    finally:
+        made.gate.set()
+        made.server.should_exit = True
+        made.thread.join(20)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +197,24 @@ def test_the_map_of_an_image_in_its_shape_covers_it(chromium, scenes, tmp_path):
                 width, height = shown[2] / columns, shown[3] / lines
                 want = (shown[0] + i % columns * width, shown[1] + i // columns * height, width, height)
                 assert cell == pytest.approx(want, abs=1)
-        assert "no fixed patches" not in tab.page.text_content(".maps") and tab.messages == []
+        assert "fixed patches" not in tab.page.text_content(".maps") and tab.messages == []
+        tab.context.close()
+
+
+def test_without_fixed_patches_the_page_says_so_in_place_of_a_map(chromium, scenes, tmp_path):
+    sets = ["model.connector={kind: resampler, queries: 5, heads: 2}"]
+    with serving(tmp_path, random_chat_model(read_text(PLAIN, root=scenes, overrides=sets))) as served:
+        word = served.talk.chat_model.views.tokenizer.encode_continued("two")[-1]
+        served.talk.choose = lambda logits_QV: logits_QV.new_full((len(logits_QV),), word).long()
+        tab = ChatTab(chromium, served)
+        tab.page.set_input_files("#file", served.scene.path)
+        tab.wait("document.querySelector('#waiting img')?.naturalWidth > 0")
+        tab.ask("red?")
+        tab.done(1)
+        tab.page.click("text=Show attention")
+        tab.wait("document.querySelectorAll('.maps figcaption').length === 1")
+        assert "its rows are not made of fixed patches" in tab.page.text_content(".maps")
+        assert tab.page.locator(".maps img, .maps rect").count() == 0 and tab.messages == []
         tab.context.close()
 
 

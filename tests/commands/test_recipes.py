@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from pathlib import Path
 
 from lmmkit.recipe.shipped import shipped, shipped_grids
@@ -32,6 +33,13 @@ def test_brackets_in_names_are_printed_as_they_are(tmp_path):
     assert str(target) in run("recipes", "copy", "quickstart", target)
     assert "'q[/q]'" not in run("recipes", "list")
     assert "`q[/q]`" in run("recipes", "copy", "q[/q]", code=2)
+
+
+def test_the_command_that_follows_a_copy_runs_as_it_is(tmp_path):
+    for name, word in (("quickstart", "train"), ("weights", "ablate")):
+        target = tmp_path / f"my {name}'s.yaml"
+        text = run("recipes", "copy", name, target)
+        assert shlex.split(text.split("`")[1]) == ["lmmkit", word, str(target)]
 
 
 def test_grids_are_listed_with_the_recipes_each_with_a_full_sentence():

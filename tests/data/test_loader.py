@@ -7,6 +7,7 @@ import os
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,20 @@ def test_a_step_of_many_micro_batches_passes_where_few_files_may_be_open():
         assert open_files(128)[0] < few
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@dataclass
+class Imported:
+    """A pipeline whose step is whether the process that started the worker has torch in memory."""
+
+    def step_and_skipped(self, index):
+        maps = Path(f"/proc/{os.getppid()}/maps").read_text()
+        return (torch.tensor("libtorch_cpu" in maps),), ()
+
+
+def test_workers_are_forks_of_a_server_that_has_imported_torch():
+    steps = load_steps(Imported(), 0, 2, workers=1, worker_init=ignore_in_worker)  # type: ignore[arg-type]
+    assert [bool(step[0]) for step in steps] == [True, True]
 
 
 @dataclass

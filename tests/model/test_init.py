@@ -23,7 +23,9 @@ import sys
 from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.inference.load import load
 load(DEMO_MODEL)
-print([name for name in ("torch._dynamo", "xformers") if name in sys.modules])
+import lmmkit.training.run
+slow = ("torch._dynamo", "xformers", "torch.distributed.fsdp", "torch.distributed.tensor")
+print([name for name in slow if name in sys.modules])
 """
 
 
@@ -37,6 +39,7 @@ def test_a_tensor_without_values_is_given_back_and_one_with_values_is_drawn(draw
 
 
 def test_a_model_is_loaded_without_torch_s_compiler_and_xformers_on_a_cpu():
+    """Looks for what shards over several ranks too, also where a training is imported."""
     if torch.cuda.is_available():
         pytest.skip("a card asks for xformers")
     done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)

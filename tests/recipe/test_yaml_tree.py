@@ -140,3 +140,13 @@ def test_a_byte_order_mark_and_windows_lines_are_fine(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + SCRATCH.replace("\n", "\r\n").encode())
     assert read_recipe(path) == read_text(SCRATCH)
+
+
+def test_a_text_that_is_read_again_gives_a_tree_of_its_own():
+    text = "a: {b: [1, 2]}\na: 3\n"
+    first, same = parse(text, "x.yaml"), parse(text, "x.yaml")
+    assert first == same and parse(text, "y.yaml").places["a"] == "y.yaml:1:1"
+    first.value["a"]["b"].append(3)
+    first.places.clear()
+    first.problems.clear()
+    assert parse(text, "x.yaml") == same != first

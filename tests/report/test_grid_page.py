@@ -122,6 +122,17 @@ def test_hostile_text_stays_text(tmp_path):
     assert tags.count("script") == 3 and "img" not in tags
 
 
+def test_names_turn_no_direction(tmp_path):
+    content, name = ablation(), "a\u202eb"
+    arm = content["arms"][1]
+    content["grid"] = content["base"] = arm["variant"] = arm["changes"][0]["key"] = name
+    arm["runs"][0]["folder"] = arm["changes"][0]["here"] = name
+    arm["same_results_as"] = [name]
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    text = grid_page(tmp_path).text
+    assert "\u202e" not in text and text.count("a\ufffdb") >= 7
+
+
 def write(tmp_path, content):
     (tmp_path / "ablation.json").write_text(json.dumps(content))
     return re.sub(r"\s+", " ", unescape(grid_page(tmp_path).text))

@@ -14,7 +14,7 @@ from lmmkit.report.page import Page
 from lmmkit.report.runs_page import runs_page
 from lmmkit.report.write_page import write_page
 from tests.report.test_runs_page import EVIL
-from tests.support.ablation_file import write_ablation
+from tests.support.ablation_file import ablation, write_ablation
 from tests.support.browser import BARE, LOW_CONTRAST, SIDEWAYS, TWICE, WIDTHS, OpenPage, opened_chromium
 from tests.support.run_folders import change_answer, make_pair
 
@@ -303,8 +303,10 @@ def test_hostile_text_stays_text(chromium, pair, tmp_path):
 
 
 def test_many_runs_and_a_single_one_work(chromium, pair, tmp_path):
-    many = [shutil.copytree(pair[i % 2], tmp_path / f"a-run-with-a-long-name-{i}") for i in range(8)]
-    for runs in (many, pair[:1], pair[1:]):
+    many = [
+        shutil.copytree(pair[i % 2], tmp_path / f"a-run-with-a-long-name-{i}{'n' * 200}") for i in range(8)
+    ]
+    for runs in (many, many[:2], pair[:1]):
         for width in (390, 1280):
             tab = Tab(chromium, _written(runs_page(runs), tmp_path), width=width)
             assert tab.messages == [] and tab.count() == 120
@@ -327,7 +329,10 @@ def test_a_page_without_answers_or_steps_works(chromium, pair, tmp_path):
 
 
 def test_the_page_of_a_grid(chromium, tmp_path):
-    file = write_page([write_ablation(tmp_path)], tmp_path / "grid.html").path
+    content = ablation()
+    content["grid"], content["measures"]["accuracy"] = "g" * 200, f"answers/accuracy/{'m' * 200}"
+    content["arms"][1]["variant"] = f"weights/{'v' * 200}"
+    file = write_page([write_ablation(tmp_path, **content)], tmp_path / "grid.html").path
     for scheme in ("light", "dark"):
         tab = Tab(chromium, file, color_scheme=scheme)
         assert tab.messages == [] and len(tab.requests) == 1 and tab.page.evaluate(LOW_CONTRAST) == []

@@ -248,6 +248,7 @@ def test_ids_are_unique_and_controls_have_names(page):
         (lambda run: change_answer(run, 0, prompt_sha="x"), "direct answered another set of questions than plain: 119 of 120"),
         (lambda run: (run / "answers/finetune/answers/answers.json").unlink(), "direct has no answers.json beside its answers"),
         (lambda run: cut_log(run), "The log of direct begins at step 21: its tokens and times are without the steps before."),
+        (lambda run: cut_log(run, 0, 11), "The log of direct (step 11 of 12) ends early: tokens and times are without the steps after."),
         (lambda run: other_version(run), "direct answered another version of the questions than plain"),
         (lambda run: facts(run, data={"captions": 1, "questions": 2}), "direct was trained on another version of captions and questions"),
         (lambda run: facts(run, data={"captions": {"count": 9, "records": "captions 1", "images": "9 files"}}), "trained on other sources than plain: questions"),
@@ -268,7 +269,11 @@ def test_what_is_wrong_with_many_runs_is_one_mark(pair, tmp_path):
         cut_log(run)
         facts(run, data={"captions": 1, "questions": 2})
     warnings = runs_page([first, *others]).warnings
-    for says in ("have no plan (plan.txt)", "begin late: their tokens", "were trained on another version of captions"):
+    for says in (
+        "have no plan (plan.txt)",
+        "begin late: their tokens",
+        "were trained on another version of captions",
+    ):
         (found,) = (warning for warning in warnings if says in warning)
         assert " and 2 more" in found and found.count(",") >= 5
 
@@ -291,9 +296,9 @@ def test_a_table_without_a_row_has_no_heading(own_pair):
     assert "What it cost" not in runs_page(own_pair[1:]).text
 
 
-def cut_log(run):
+def cut_log(run, begin=20, end=None):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(lines[20:]))
+    (run / "metrics.jsonl").write_text("".join(lines[begin:end]))
 
 
 def other_version(run):

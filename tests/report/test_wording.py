@@ -16,7 +16,8 @@ def test_points_have_a_sign_unless_they_are_zero(share, text):
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0.7824, "78.2"), (1, "100.0"), (0, "0.0"), (None, "\u2013"), (-0.006, "\u22120.6")]
+    ("share", "text"),
+    [(0.7824, "78.2"), (1, "100.0"), (0, "0.0"), (None, "\u2013"), (-0.006, "\u22120.6"), (-0.0004, "0.0")],
 )
 def test_percent_has_one_digit_after_the_point(share, text):
     assert wording.in_percent(share) == text

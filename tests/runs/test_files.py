@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lmmkit.errors import UserError
 from lmmkit.runs import files
 from lmmkit.runs.files import clean_aside, file_crc32, finite, write_aside
 
@@ -107,3 +108,9 @@ def test_the_crc_of_a_file_is_that_of_its_bytes(tmp_path):
 @pytest.mark.parametrize("value", [True, "3", None, math.nan, math.inf, [1], 10**400])
 def test_only_finite_numbers_are_numbers(value):
     assert finite(value) is None
+
+
+def test_lines_that_cannot_be_read_are_a_problem_and_no_file_is_no_line(tmp_path):
+    assert files.read_jsonl(tmp_path / "none.jsonl") == []
+    with pytest.raises(UserError, match=r"got Is a directory.*run/damaged"):
+        files.read_jsonl(tmp_path)

@@ -47,7 +47,8 @@ class OpenPage:
     """A page in the browser, of a file or an address, with the messages and requests that it made."""
 
     def __init__(self, chromium, file: Path | str, *, width: int = 1280, address: str = "", **options):
-        self.context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
+        still = {"reduced_motion": "reduce"}  # a click waits until a smooth scroll has ended
+        self.context = chromium.new_context(viewport={"width": width, "height": 900}, **still | options)
         self.page = self.context.new_page()
         self.messages: list[str] = []
         self.requests: list[str] = []

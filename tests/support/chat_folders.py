@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import SPACE, write_llama_like
 
 SHAPE = hf_model_folders.kv(hf_model_folders.ODD["plain"]) | {"max_position_embeddings": 512}
+MADE = tempfile.TemporaryDirectory(prefix="chat-folders-")  # each is made once, and copied
 TOKENIZERS = (
     "pieces", "pieces chat", "pieces json", "pieces old json", "qwen base", "qwen chat", "llama3 base", "llama3 chat"
 )  # fmt: skip
@@ -38,7 +42,16 @@ QUESTIONS = (
 
 def write_tokenizer(folder: Path, name: str) -> Path:
     """Writes one of `TOKENIZERS` to a folder. In a base, the end token is not what closes a turn."""
-    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copytree(_tokenizer(name), folder, dirs_exist_ok=True))
+
+
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(dir=MADE.name))
+
+
+@functools.cache
+def _tokenizer(name: str) -> Path:
+    folder = _new_folder()
     if name in ("pieces", "pieces chat"):
         write_llama_like(folder)
         if name == "pieces chat":
@@ -74,7 +87,13 @@ def llava(
     folder: Path, family: str, tokenizer: str, *, vision: str = "clip", eos: Sequence[int] | None = None
 ) -> Path:
     """Writes a llava-hf folder with a tokenizer. `eos`: what its generation_config.json names."""
-    write_tokenizer(folder, tokenizer)
+    made = _llava(family, tokenizer, vision, None if eos is None else tuple(eos))
+    return Path(shutil.copytree(made, folder, dirs_exist_ok=True))
+
+
+@functools.cache
+def _llava(family: str, tokenizer: str, vision: str, eos: tuple[int, ...] | None) -> Path:
+    folder = write_tokenizer(_new_folder(), tokenizer)
     size = open_tokenizer(folder).size
     config = hf.LlavaConfig(
         vision_config=hf_model_folders.VISIONS[vision],

@@ -94,7 +94,7 @@ def test_where_names_a_file_an_option_or_a_sample(produced):
 
 def test_a_hint_names_the_nearest_name_or_lists_a_few():
     assert did_you_mean("text_ordr", ["image_order", "text_order"]) == "Did you mean `text_order`?"
-    assert did_you_mean("zzz", ["b", "a"]) == "Known: a, b."
+    assert did_you_mean("zzz", ["b", "a", "b"]) == "Known: a, b."
     assert did_you_mean("zzz", []) == "There are no such names."
     names = [f"name_{i:03d}" for i in range(100)]
     hint = did_you_mean("zzz", names)

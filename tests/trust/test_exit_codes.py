@@ -26,11 +26,38 @@ def home(tmp_path, base):
     return home_in(tmp_path, base)
 
 
-def lmmkit(home, *words: object, **options) -> subprocess.CompletedProcess:
+def lmmkit(home, *words: object, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "lmmkit", *map(str, words)]
     return subprocess.run(
-        command, cwd=home.path, env=ENV, capture_output=True, text=True, check=False, **options
+        command, cwd=home.path, env=ENV | environment, capture_output=True, text=True, check=False
     )
+
+
+def forked(home, *words: str) -> int:
+    """Runs the command's `main` in a child forked from here: nothing is imported again. Returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with open(home.path / "output.txt", "w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            os.chdir(home.path)
+            sys.argv = ["lmmkit", *words]
+            main()
+        except SystemExit as end:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def ended(home, pid: int) -> tuple[int, str]:
+    """Waits for the child `forked`; returns its exit code and its output."""
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), (home.path / "output.txt").read_text()
 
 
 def test_done_is_0_and_no_module_of_the_folder_is_run(home):
@@ -42,14 +69,18 @@ def test_done_is_0_and_no_module_of_the_folder_is_run(home):
 
 
 def test_the_user_s_input_is_2_and_never_a_traceback(home):
+    """Refuses a recipe with a mistake before torch is imported, which takes seconds."""
     home.edit("seed: 5", "seed: no")
-    done = lmmkit(home, "train", "recipe.yaml", "--out", "out")
+    done = lmmkit(home, "train", "recipe.yaml", "--out", "out", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 2 and "recipe.yaml:2:" in done.stderr and "Traceback" not in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "lmmkit.recipe" in imported and "torch" not in imported
 
 
 def test_the_machine_is_3(home):
-    done = lmmkit(home, "train", "recipe.yaml", "--out", "/proc/absent/run")
-    assert done.returncode == 3 and "run/cannot-write" in done.stderr and "Traceback" not in done.stderr
+    pid = forked(home, "train", "recipe.yaml", "--out", "/proc/absent/run")
+    code, output = ended(home, pid)
+    assert code == 3 and "run/cannot-write" in output and "Traceback" not in output
 
 
 def test_events_hold_no_text_of_the_data_and_no_path(base):
@@ -81,26 +112,11 @@ def _stopped(home, code: int, got: int, output: str) -> None:
 
 @STOPS
 def test_a_stop_is_130_or_143_with_a_checkpoint(home, number, code):
-    """Runs the command's `main` in a child forked from here: nothing is imported again."""
     home.edit("steps: 2}", "steps: 100000}")
-    pid = os.fork()
-    if pid == 0:
-        with open(home.path / "output.txt", "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        os.chdir(home.path)
-        sys.argv = ["lmmkit", *TRAIN]
-        try:
-            main()
-        except SystemExit as end:
-            os._exit(end.code)
-        finally:
-            os._exit(1)
+    pid = forked(home, *TRAIN)
     _first_step(home)
     os.kill(pid, number)
-    _, status = os.waitpid(pid, 0)
-    _stopped(home, code, os.waitstatus_to_exitcode(status), (home.path / "output.txt").read_text())
+    _stopped(home, code, *ended(home, pid))
 
 
 @pytest.mark.slow

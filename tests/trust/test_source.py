@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ ALLOWED = {
 }  # fmt: skip
 
 
+@cache
 def found() -> set[tuple[str, str]]:
     return {(str(path.relative_to(ROOT)), fault) for path in FILES for fault in faults(path.read_text())}
 

@@ -125,16 +125,16 @@ def compare(
     found = compare_tasks(*_common_answers(first, second, names))
     if as_json:
         return print_json([asdict(each) for each in found])
-    print_table(aligned(f"A: {first}   B: {second}", _comparison_lines(found)))
+    print_table(aligned(f"A: {first}\nB: {second}", _comparison_lines(found)))
     for each in found:
         if each.left_out:
             print_text(
                 f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out"
             )
     print_text(
-        "Mean scores by question, in points. p: McNemar's exact test, which takes questions as independent; the "
-        "interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One "
-        "training seed each: a difference may also come from the seed."
+        "Mean scores by question, in points. p: McNemar's exact test, or for shares one by random signs, which take "
+        "questions as independent; the interval does not, it draws images. detectable: the true difference that is "
+        "found 4 times of 5. One training seed each: a difference may also come from the seed."
     )
 
 
@@ -169,18 +169,24 @@ def _common_answers(first: Path, second: Path, names: Sequence[str]) -> list[dic
 
 
 def _comparison_lines(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
-    """Returns comparisons as lines of a table, the headings first."""
-    lines = [("task", "A", "B", "B - A", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
+    """Returns comparisons as lines of a table, which fits into 80 columns, the headings first."""
+    lines = [
+        ("task", "A", "B", "B - A", "95 %", "only\nA", "only\nB", "p", "p\nHolm", "detect-\nable", "n"),
+    ]
     for each in found:
         d = each.difference
         interval = "-" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
         detectable = "-" if each.detectable is None else f"{100 * each.detectable:.1f}"
         lines.append((
             each.task, f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * d.value:+.1f}",
-            interval, f"{each.only_first:,}", f"{each.only_second:,}", f"{each.p:.2g}", f"{each.p_holm:.2g}",
-            detectable, f"{each.n:,}",
+            interval, f"{each.only_first:,}", f"{each.only_second:,}", _probability(each.p),
+            _probability(each.p_holm), detectable, f"{each.n:,}",
         ))  # fmt: skip
     return lines
+
+
+def _probability(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 @app.command("show")

@@ -26,7 +26,7 @@ from lmmkit.commands.support.common import (
     reporting,
     show,
 )
-from lmmkit.errors import LmmkitError
+from lmmkit.errors import LmmkitError, UserError
 from lmmkit.progress import duration, working
 
 if TYPE_CHECKING:
@@ -85,12 +85,16 @@ def ablate(
         from lmmkit.commands.experiments.planning import Options, plan_grid
         from lmmkit.evaluate.answers.compare import libraries
 
+    _require_one({"--dry-run": dry_run, "--forecast": only_forecast, "--emit": bool(emit), "--json": as_json})
     file = read_grid(grid, roots=root or ())
     arms = read_arms(file)
     libraries("ablate")
     store = Store((runs or _default_store(file.path)).resolve())
     measure = "nothing" if dry_run else "lengths" if emit is not None else "all"
     options = Options(trust_files=trust_files, quiet=as_json)
+    if measure != "nothing":
+        with store.alone():  # where this cannot be written, nothing is measured in vain
+            pass
     try:
         plan = Plan(file, arms, store, apart(plan_grid, file, arms, store, jobs, measure, options))
         if dry_run:
@@ -105,6 +109,15 @@ def ablate(
     except KeyboardInterrupt as stop:
         err.print("stopped; every command has saved. The same command continues.")
         raise typer.Exit(143 if stop.args[:1] == (signal.SIGTERM,) else INTERRUPTED) from None
+
+
+def _require_one(options: Mapping[str, bool]) -> None:
+    """Raises `UserError` for options that exclude each other."""
+    from lmmkit.errors.ablation import GRID_OPTIONS
+
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise UserError(GRID_OPTIONS.at(given[0], got=" and ".join(f"`{name}`" for name in given)))
 
 
 def _run_and_compare(plan: Plan, trust_files: bool, as_json: bool) -> None:
@@ -240,7 +253,7 @@ def _write_board(plan: Plan, names: Collection[str]) -> None:
     from lmmkit.ablation.results import read_finished
     from lmmkit.ablation.summary import arm_entries
 
-    with suppress(LmmkitError):  # results that are refused are reported at the end
+    with suppress(LmmkitError), plan.store.alone():  # results that are refused are reported at the end
         finished = read_finished(plan.store, [run for run in plan.runs if eval_name(run.key) in names])
         write_hparams(plan.file.name, arm_entries(plan.file, plan.arms, finished))
 
@@ -256,11 +269,12 @@ def _print_outcome(plan: Plan, as_json: bool) -> None:
     summary = summarise_grid(plan.file, plan.arms, read_finished(plan.store, plan.runs))
     folder = plan.store.grid(plan.file.name)
     folder.mkdir(parents=True, exist_ok=True)
-    if (other := plan.store.keep_outcome(folder / OUTCOME, summary)) is not None:
-        what = "on other data folders, or of another grid file of this name"
-        err.print(f"{other}: the outcome {what}, which is kept under this name")
-    write_json_atomic(folder / OUTCOME, summary)
-    write_hparams(plan.file.name, summary["arms"])
+    with plan.store.alone():
+        if (other := plan.store.keep_outcome(folder / OUTCOME, summary)) is not None:
+            what = "on other data folders, or of another grid file of this name"
+            err.print(f"{other}: the outcome {what}, which is kept under this name")
+        write_json_atomic(folder / OUTCOME, summary)
+        write_hparams(plan.file.name, summary["arms"])
     if as_json:
         return print_json(summary)
     for table in grid_tables(summary):

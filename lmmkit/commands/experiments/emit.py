@@ -43,8 +43,8 @@ def _lines(store: Store, work: TrainStage | EvaluateRun) -> list[str]:
         notes = [f"cp {shlex.quote(str(note))} {shlex.quote(str(store.evaluated(work.run.key)))}"]
         models = store.run(work.run.key).path / "model"
         lines = [
-            f"[ -e {shlex.quote(str(models / stage.stage))} ] || "
-            f"cp -al {shlex.quote(str(store.model(stage)))} {shlex.quote(str(models))}/"
+            f"{{ [ -e {shlex.quote(str(models / stage.stage))} ] || "
+            f"cp -al {shlex.quote(str(store.model(stage)))} {shlex.quote(str(models))}/; }}"
             for stage in work.run.stages[:-1]
         ]
     return [*lines, f"{TORCHRUN} {shlex.join(work.words())}", *notes]

@@ -90,24 +90,24 @@ class TrainStage(_GridCommand):
         return [] if self.stage.before is None else [train_name(self.stage.before.key)]
 
     def words(self) -> list[str]:
-        """Writes the recipe; returns the words of the command."""
+        """Writes the recipe; returns the words of the command. Where it continues, other data mean other paths, such as
+        those of a store that was moved, or other questions: the data that it learns from are in the key."""
         folder = self.store.run(self.stage.key).path
         begun = (folder / "run.json").exists() or (folder / "lock").exists()
         return [
             "train", str(self.store.write_recipe(self.stage)), "--root", self.stage.recipe.root,
             "--out", str(folder), "--stage", self.stage.stage,
-            *["--resume"] * begun, *["--trust-files"] * self.trust_files,
+            *["--resume", "--accept-data-change"] * begun, *["--trust-files"] * self.trust_files,
         ]  # fmt: skip
 
     def done_steps(self) -> int:
         """Returns how many steps of the stage are logged."""
-        stages = list(self.stage.recipe.stages.values())[:-1]
-        before = sum(stage.length.steps or 0 for stage in stages)
-        return max(0, last_step(self.store.run(self.stage.key).metrics) - before)
+        return max(0, last_step(self.store.run(self.stage.key).metrics) - self.stage.steps_before)
 
     def _share(self, behind: int) -> float:
         """Returns the share that is done of what was left when `behind` steps were done."""
-        return min(1.0, (self.done_steps() - behind) / max(1, self.stage.steps - behind))
+        done = self.done_steps() - behind  # below 0 where a resume repeats steps after its checkpoint
+        return min(1.0, max(0, done) / max(1, self.stage.steps - behind))
 
     def job(self, handle: int) -> Job:
         """Writes the recipe; returns the job that trains."""

@@ -130,7 +130,10 @@ def _opened(file: GridFile, arms: Sequence[Arm], trust_files: bool) -> list[ArmO
     found = [each.value for each in tried]
     keys = [each.stage_runs(0, each.steps)[-1].key for each in found]
     n = len(arms)
-    problems = [*equal_problems(list(zip(arms, keys[:n], strict=True))), *_equal_roots(file, keys[::n])]
+    problems = [
+        *equal_problems(list(zip(arms, keys[:n], strict=True))), *_equal_roots(file, keys[::n]),
+        *_unlike_questions(found),
+    ]  # fmt: skip
     raise_all(replace(problem, where=file.places.where(problem.where)) for problem in problems)
     return found
 
@@ -144,6 +147,21 @@ def _equal_roots(file: GridFile, keys: Sequence[str]) -> Iterator[Problem]:
         if key in keys[:i]:
             first, second = (file.grid.root[j] for j in (keys.index(key), i))
             yield EQUAL_ROOTS.at(f"root.{i}", got=f"`{second}`, with the same data as `{first}`")
+
+
+def _unlike_questions(opened: Sequence[ArmOnData]) -> Iterator[Problem]:
+    """Yields a problem for each task of an arm that asks other questions than the first arm with that task on the same
+    root: their figures could not be compared. Of benchmarks, whose questions are in other files, none."""
+    from lmmkit.errors.ablation import UNLIKE_QUESTIONS
+
+    first: dict[tuple[str, str], ArmOnData] = {}
+    for each in opened:
+        for task in each.asked():
+            other = first.setdefault((each.recipe.root, task), each)
+            if not each.asks_like(other, task):
+                got = f"`{each.arm.name}`, task {task}: {each.asked_in_words(task)}"
+                expected = other.asked_in_words(task)
+                yield UNLIKE_QUESTIONS.at(each.arm.where, got=got, other=other.arm.name, expected=expected)
 
 
 def _cores() -> int:

@@ -15,14 +15,14 @@ import typer
 from lmmkit.ablation.arms import Arm
 from lmmkit.ablation.forecast import ProcessCost, seconds_alone
 from lmmkit.ablation.stage_runs import ArmOnData, grid_runs
-from lmmkit.ablation.store import Store
+from lmmkit.ablation.store import Store, measured_numbers
 from lmmkit.ablation.trial import StepCost, base_shapes
 from lmmkit.commands.experiments.grid_work import EvaluateRun, TrainStage, work_of
 from lmmkit.commands.experiments.job_queue import run_queue
 from lmmkit.commands.support.common import err
 from lmmkit.progress import working
 from lmmkit.recipe import Recipe, Task
-from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.runs.files import write_json_atomic
 
 STEPS, SAMPLES = 2, 48  # of each stage, and of each task
 
@@ -74,7 +74,8 @@ def kept_process_cost(store: Store, base: ArmOnData) -> ProcessCost | None:
     path = _path(store, base)
     if not path.is_file():
         return None
-    return ProcessCost(**read_json(path, hint="Remove the file, to measure again."))
+    tasks = measured_numbers(path, base.questions(), section="tasks")
+    return ProcessCost(tasks=tasks, **measured_numbers(path, ("train", "evaluate", "wall")))
 
 
 def _path(store: Store, base: ArmOnData) -> Path:

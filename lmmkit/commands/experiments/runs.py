@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,9 +82,10 @@ def _print_pair(a: RunSummary, b: RunSummary) -> None:
     for each in (a, b):
         if each.problem:
             print_text(f"damaged: {each.problem}")
+    command = shlex.join(["lmmkit", "diff", str(a.run.path), str(b.run.path)])
     print_text(
-        f"Differences of the recipes: `lmmkit diff {a.run.path} {b.run.path}`. Whether the answers differ by more than "
-        "chance: `lmmkit answers compare`."
+        f"Differences of the recipes: `{command}`. Whether the answers differ by more than chance: `lmmkit answers "
+        "compare`."
     )
 
 

@@ -23,9 +23,9 @@ from lmmkit.errors.commands import CANNOT_WRITE
 from lmmkit.memory_faults import naming_memory
 from lmmkit.progress import shown_on
 
-# Without markup: a path, a prompt or a record may contain brackets.
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+# Without markup and emoji codes: a path, a prompt or a record may contain brackets, or a word between colons.
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file; `lmmkit recipes list` names some.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,6 +56,11 @@ class Job:
     process: MeasuredProcess | None = field(init=False, default=None, repr=False)
 
     @property
+    def line(self) -> str:
+        """Returns the command as a shell takes it."""
+        return shlex.join(["lmmkit", *self.arguments])
+
+    @property
     def log(self) -> Path:
         """Returns the path of the log file."""
         return self.logs / f"{self.name.replace(' ', '-')}.log"
@@ -80,12 +86,12 @@ class Job:
 
     def start(self) -> None:
         """Starts the command with one CPU thread, and prints it."""
-        err.print(f"$ lmmkit {' '.join(self.arguments)}")
+        err.print(f"$ {self.line}")
         self.logs.mkdir(parents=True, exist_ok=True)
         self.report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "lmmkit", *self.arguments]
         with self.log.open("a") as log:
-            log.write(f"$ lmmkit {' '.join(self.arguments)}\n")
+            log.write(f"$ {self.line}\n")
             log.flush()
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             if self.progress is None:
@@ -133,7 +139,7 @@ def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
         finally:
             stop_all(jobs, received)
     if failed is not None:
-        err.print(f"`lmmkit {' '.join(failed.arguments)}` failed ({failed.log}):")
+        err.print(f"`{failed.line}` failed ({failed.log}):")
         err.print(failed.log.read_text(errors="replace"))
         code = failed.process.returncode if failed.process is not None else 0
         raise typer.Exit(code if code > 0 else MachineError.exit_code)

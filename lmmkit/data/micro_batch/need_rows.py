@@ -169,8 +169,8 @@ def last_rows(
     total: int, predict: RowGather, gathers: Mapping[Need, RowGather], maps: Iterable[KeyMap]
 ) -> Tensor:
     """Returns a mask [total] of the rows whose states after the last layer are read, or whose weights there."""
-    hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
-    scored = [pick.row_Q for pick in gathers.values() if pick.target_Q is not None]
+    hidden = [gather.row_Q for layer, gather in _hidden(gathers) if layer == "final"]
+    scored = [gather.row_Q for gather in gathers.values() if gather.target_Q is not None]
     mapped = [torch.from_numpy(each.row_Q) for each in maps]
     rows = torch.cat([predict.row_Q, *hidden, *scored, *mapped])
     return torch.zeros(total, dtype=torch.bool).index_fill(0, rows, True)
@@ -179,17 +179,17 @@ def last_rows(
 def inner_rows(gathers: Mapping[Need, RowGather]) -> dict[int, Tensor]:
     """Returns the distinct rows whose states are read between blocks, by the number of blocks before."""
     rows: dict[int, list[Tensor]] = {}
-    for layer, pick in _hidden(gathers):
+    for layer, gather in _hidden(gathers):
         if layer != "final":
-            rows.setdefault(layer, []).append(pick.row_Q)
+            rows.setdefault(layer, []).append(gather.row_Q)
     return {layer: torch.cat(found).unique() for layer, found in sorted(rows.items())}
 
 
 def _hidden(gathers: Mapping[Need, RowGather]) -> Iterator[tuple[Layer, RowGather]]:
     """Yields each need of hidden states: its layer and its rows."""
-    for need, pick in gathers.items():
+    for need, gather in gathers.items():
         if isinstance(need, HiddenAt | HiddenMean):
-            yield need.layer, pick
+            yield need.layer, gather
 
 
 def teacher_rows(

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.answers import ANSWERS_CANNOT_WRITE, CHANGED, DUPLICATE
+from lmmkit.errors.training import RUN_DAMAGED
 from lmmkit.evaluate.answers.schema import CONDITIONS, FORMAT, Answer, AnswerKey, answer_of
 from lmmkit.runs.files import io_point, read_json, unwritable, write_json_atomic, write_text_atomic
 
@@ -111,11 +112,14 @@ class Appender:
 
 def read_answers(path: Path) -> list[Answer]:
     """Returns the answers of a file; [] without a file. An incomplete last line, of a killed process, is left
-    out. Raises `UserError` for any other damaged line."""
+    out. Raises `UserError` for any other damaged line, and for a file that cannot be read."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        got, fix = error.strerror or str(error), "Restore the file, or its rights."
+        raise UserError(RUN_DAMAGED.at(str(path), got=got, content="a file to read", fix=fix)) from None
     lines = content.split(b"\n")[:-1]
     return [answer_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 

@@ -19,6 +19,7 @@ from lmmkit.evaluate.task import Figure
 from lmmkit.progress import counted
 
 LEVEL, POWER = 0.05, 0.8
+SIGNS, AT_ONCE = 9999, 1 << 20  # draws of signs, and how many signs at once: scipy has eight copies of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +74,7 @@ def compare_answers(task: str, first: Sequence[Answer], second: Sequence[Answer]
     elif len(common) == 1:
         p = 1.0  # both signs are as far from 0
     else:
-        p = float(
-            stats.permutation_test(
-                (b - a,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, rng=0
-            ).pvalue
-        )
+        p = random_signs(b - a)
     detectable = None
     if difference.low is not None and difference.high is not None:
         error = (difference.high - difference.low) / (2 * stats.norm.ppf(1 - LEVEL / 2))
@@ -100,6 +97,16 @@ def compare_tasks(
         return []
     corrected = multipletests([each.p for each in found], method="holm")[1]
     return [replace(each, p_holm=float(p)) for each, p in zip(found, corrected, strict=True)]
+
+
+def random_signs(values: np.ndarray) -> float:
+    """Returns the p of a test whether values are symmetric around 0: their mean beside that with random signs."""
+    stats, _, _ = libraries()
+    found = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=SIGNS, vectorized=True, rng=0,
+        batch=max(1, AT_ONCE // len(values)),
+    )  # fmt: skip
+    return float(found.pvalue)
 
 
 def libraries(command: str = "answers compare") -> tuple[Any, Any, Any]:

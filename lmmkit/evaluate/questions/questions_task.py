@@ -91,7 +91,7 @@ class QuestionsTask(EvalTask):
         controls: Iterable[Control] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the accuracies."""
-        items = [_item(sample) for sample in samples]
+        items = [item_of(sample) for sample in samples]
         if self.section.match in TEN:
             raise_all(
                 NEEDS_TEN.at(f"sample {item.id}", got=f"{len(item.gold)} answers", match=self.section.match)
@@ -155,7 +155,7 @@ def baseline_of(training: Iterable[Sample]) -> Majority:
     )
 
 
-def _item(sample: Sample) -> Item:
+def item_of(sample: Sample) -> Item:
     """Returns the item of a sample; its last turn is the answer, and the one before it the question."""
     given = sample.meta.get("answers")
     gold = list(given) if isinstance(given, tuple) and given else [sample.turns[-1].text]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,13 +87,7 @@ def unregistered(subject: ModuleSubject) -> Iterator[Problem]:
     """Finds tensors and layers that are plain attributes: they are not moved, trained or saved."""
     for path, part in subject.shell.named_modules() if subject.shell is not None else ():
         for key, value in vars(part).items():
-            kept = (
-                value
-                if isinstance(value, list | tuple)
-                else list(value.values())
-                if _own(key, value)
-                else [value]
-            )
+            kept = _members(key, value)
             if any(
                 isinstance(each, Tensor) or (isinstance(each, nn.Module) and each is not value)
                 for each in kept
@@ -102,9 +96,14 @@ def unregistered(subject: ModuleSubject) -> Iterator[Problem]:
                 yield problem(UNREGISTERED, subject.component.name, "modules", subject.component, got)
 
 
-def _own(key: str, value: object) -> bool:
-    """Returns whether an attribute is a dictionary of the plugin: torch's own begin with `_`."""
-    return isinstance(value, dict) and not key.startswith("_")
+def _members(key: str, value: object) -> Sequence[object]:
+    """Returns what is in an attribute: in a list, or in a dictionary of the plugin (torch's own begin with `_`), or the
+    attribute itself."""
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, dict) and not key.startswith("_"):
+        return list(value.values())
+    return [value]
 
 
 def _kind(value: object) -> str:

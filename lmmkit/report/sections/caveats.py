@@ -75,7 +75,10 @@ def distrust(asked: AskedRuns) -> Iterator[str]:
         if missing:
             yield f"{_listed(names)} {'has' if len(names) == 1 else 'have'} {in_words(list(missing))}."
     yield from _late_logs(runs)
-    bare = [run.name for run, answers in zip(runs, asked.of, strict=True) if answers.whole and not answers.header]
+    yield from _short_logs(runs)
+    bare = [
+        run.name for run, answers in zip(runs, asked.of, strict=True) if answers.whole and not answers.header
+    ]
     if bare:
         yield (
             f"{_listed(bare)} {'has' if len(bare) == 1 else 'have'} no answers.json beside its answers: whether they "
@@ -138,6 +141,24 @@ def _late_logs(runs: Sequence[LoadedRun]) -> Iterator[str]:
     elif late:
         found = _listed([f"{name} (step {begin:,})" for name, begin in late])
         yield f"The logs of {found} begin late: their tokens and times are without the steps before."
+
+
+def _short_logs(runs: Sequence[LoadedRun]) -> Iterator[str]:
+    """Yields a sentence about the finished runs whose log lacks the last steps, as far as their recipes have lengths in
+    steps."""
+    short = []
+    for run in runs:
+        lengths = [stage.length.steps or 0 for stage in run.recipe.stages.values()] if run.recipe else [0]
+        if run.unfinished or not run.steps or not all(lengths):
+            continue
+        last, end = int(run.steps[-1]["step"]), sum(lengths)
+        if last < end - end % run.every:
+            short.append(f"{run.name} (step {last:,} of {end:,})")
+    if short:
+        yield (
+            f"The log{'s' * (len(short) > 1)} of {_listed(short)} end{'s' * (len(short) == 1)} early: tokens and times "
+            "are without the steps after."
+        )
 
 
 def _other_data(runs: Sequence[LoadedRun]) -> Iterator[str]:

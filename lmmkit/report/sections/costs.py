@@ -56,13 +56,9 @@ def cost_words(runs: Sequence[LoadedRun], costs: Sequence[CostLine]) -> str:
         return ""
 
     def times(ratio: str, what: str) -> str:
-        return (
-            f"{ratio[2:]} times {what}"
-            if ratio.startswith(TIMES)
-            else f"about {what}"
-            if ratio != "same"
-            else what
-        )
+        if ratio.startswith(TIMES):
+            return f"{ratio[2:]} times {what}"
+        return what if ratio == "same" else f"about {what}"
 
     first = "the same number of steps" if steps == "same" else times(steps, "the steps")
     return (

@@ -125,13 +125,9 @@ def _is_right(answer: Answer) -> bool:
 
 def _gold(gold: object) -> str:
     """Returns the right answers as text, each once."""
-    return (
-        " | ".join(dict.fromkeys(map(str, gold)))
-        if isinstance(gold, list)
-        else ""
-        if gold is None
-        else str(gold)
-    )
+    if isinstance(gold, list):
+        return " | ".join(dict.fromkeys(map(str, gold)))
+    return "" if gold is None else str(gold)
 
 
 def _attention(line: dict[str, Any] | None) -> list[Any] | None:

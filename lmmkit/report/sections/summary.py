@@ -64,7 +64,7 @@ def _kicker(asked: AskedRuns) -> str:
     if headline := next((f for run in runs if (f := asked.headline(run))), None):
         parts.append(f"task {asked.task}: {plural(headline.n, 'question')}")
         if answered:
-            clusters = {answers[OWN].cluster for answers in answered.answers.values()}
+            clusters = {answers[OWN].cluster or id for id, answers in answered.answers.items()}
             parts[-1] += f" on {plural(len(clusters), 'image or scene', 'images or scenes')}"
     ends = [str(s["ended"])[:10] for run in runs for s in run.sessions if s.get("ended")]
     return " · ".join([*parts, *([f"trained until {max(ends)}"] if ends else [])])

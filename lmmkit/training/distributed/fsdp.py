@@ -8,20 +8,19 @@ skip it.
 Weights are sent in the dtype in which they are stored. Gradients are SUMMED in float32: the step has already
 divided by the counts of all ranks. Autocast does the bfloat16 computation, so that a rank rounds in the same
 places as a single process; FSDP's mixed precision would also round norms and biases.
+
+torch's modules for sharding are imported when something is sharded: that takes a second of the start of a run.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lmmkit import build
 from lmmkit.errors import raise_all
@@ -36,6 +35,10 @@ from lmmkit.plan.teachers import LARGE
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.weights.weights_hash import weight_files
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 _SHOWN = 4  # how many valid numbers of processes an error lists
 
@@ -99,6 +102,8 @@ def sharded(
 
     This rank's shard is allocated but not initialized.
     """
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
     recipe = prepared.recipe
     objective = build.shell(recipe, prepared.instances.components, prepared.dims, device)
     build.narrow_parts(objective, build.frozen_narrow(recipe))
@@ -131,6 +136,9 @@ def shard(
     ignored: set[nn.Parameter] | None = None,
 ) -> None:  # fmt: skip
     """Shards each unit, and what of the root is in no unit, over the ranks. Parameters in `ignored` stay whole."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     shape = recipe.parallel.mesh(ranks.world)
     assert shape is not None, "`check_world` comes first"
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
@@ -162,9 +170,21 @@ def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Te
     return rows_TD + rows_TD.new_zeros((), requires_grad=torch.is_grad_enabled())
 
 
+def _is_unit(module: nn.Module) -> TypeGuard[FSDPModule]:
+    """Returns whether a module is sharded, which it cannot be before torch's module for that is imported."""
+    found = sys.modules.get("torch.distributed.fsdp")
+    return found is not None and isinstance(module, found.FSDPModule)
+
+
+def _is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Returns whether a tensor is a shard, which it cannot be before torch's module for that is imported."""
+    found = sys.modules.get("torch.distributed.tensor")
+    return found is not None and isinstance(tensor, found.DTensor)
+
+
 def set_grad_sync(objective: nn.Module, *, now: bool, last: bool) -> None:
     """Sets, before a micro-batch, whether its gradients are reduced `now` and whether it is the `last`."""
-    if isinstance(objective, FSDPModule):
+    if _is_unit(objective):
         objective.set_requires_gradient_sync(now)
         objective.set_is_last_backward(last)
 
@@ -176,7 +196,7 @@ def unsharded(objective: nn.Module) -> Iterator[None]:
     It is needed for passes that do not call the objective's `forward`, and for those without a backward.
     Every rank must run the same passes.
     """
-    if not isinstance(objective, FSDPModule):
+    if not _is_unit(objective):
         yield
         return
     objective.unshard()
@@ -188,15 +208,17 @@ def unsharded(objective: nn.Module) -> Iterator[None]:
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
     """Returns this rank's shard of a tensor, and the index of its first matrix row in the full tensor."""
-    if not isinstance(tensor, DTensor):
+    if not _is_shard(tensor):
         return tensor, 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tensor.to_local(), offset[0] if offset else 0
 
 
 def owns(tensor: Tensor, ranks: Ranks) -> bool:
     """Returns whether this rank must save its shard: of several replicas, the first does."""
-    if not isinstance(tensor, DTensor):
+    if not _is_shard(tensor):
         return ranks.first
     mesh = tensor.device_mesh
     return mesh.ndim == 1 or mesh.get_local_rank("replicate") == 0
@@ -204,12 +226,14 @@ def owns(tensor: Tensor, ranks: Ranks) -> bool:
 
 def gather_full(tensor: Tensor) -> Tensor:
     """Returns the full tensor; every rank must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_shard(tensor) else tensor
 
 
 @torch.no_grad()
 def scatter_from_rank0(full: Objective | None, objective: Objective) -> None:
     """Copies to every rank its shard of the first rank's `full` objective, one tensor at a time."""
+    import torch.distributed as dist
+
     given = dict(_all(full)) if full is not None else {}
     for name, own in _all(objective):
         local, first = local_rows(own)

@@ -139,7 +139,7 @@ class _Bar:
         from rich import progress
         from rich.console import Console
 
-        console = Console(file=stream)
+        console = Console(file=stream, emoji=False)
         self.width, self._steps = console.width, steps
         self._bar_width = 24 if self.width >= 100 else 12 if self.width >= 70 else 6
         self._rich = progress.Progress(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lmmkit.commands.answers.group import _comparison_lines
+from lmmkit.commands.evaluate import aligned
+from lmmkit.commands.support.common import print_table
 from lmmkit.evaluate.answers.answers_file import AnswersFolder
+from lmmkit.evaluate.answers.compare import Comparison
 from lmmkit.evaluate.answers.foreign import ForeignAnswer
 from lmmkit.evaluate.answers.locate import task_folders
 from lmmkit.evaluate.answers.score import matched, score_answers
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
+from lmmkit.evaluate.task import Figure
 from tests.conftest import PLAIN
 from tests.support.toy_benchmark import Toy, write_toy
 from tests.test_cli import run as command
@@ -67,7 +73,7 @@ def test_what_is_refused(tmp_path, words, code):
     assert code in run(*(word.format(files=tmp_path / "files") for word in words), code=2)
 
 
-def test_two_results_are_compared(tmp_path):
+def test_two_results_are_comparison_lines(tmp_path):
     write_answers(tmp_path / "A" / "toy", tmp_path / "files", lambda item: item.gold)
     write_answers(tmp_path / "B" / "toy", tmp_path / "files", lambda item: "a")
     text = run("compare", tmp_path / "A", tmp_path / "B")
@@ -78,6 +84,21 @@ def test_two_results_are_compared(tmp_path):
     ] == pytest.approx(0.5)
     assert json.loads(run("compare", tmp_path / "A" / "toy", tmp_path / "B" / "toy", "--json")) == [found]
     assert "answers/no-answers" in run("compare", tmp_path / "A", tmp_path / "B", "--on", "gqa", code=2)
+
+
+def test_the_table_of_a_comparison_fits_into_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    longest = Comparison(
+        task="scienceqa", first=0.1234, second=0.9876, difference=Figure(value=-0.1234, low=-0.2345, high=0.2345, n=9),
+        only_first=1_234, only_second=2_345, p=1e-9, p_holm=0.0314, detectable=0.1234, n=8_910, left_out=0,
+    )  # fmt: skip
+    whole = replace(longest, first=1.0, second=1.0, task="pope", p=1.0, detectable=None)
+    print_table(aligned("A: a\nB: b", _comparison_lines([longest, whole])))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split() == [
+        "scienceqa", "12.3", "98.8", "-12.3", "-23.4", "to", "+23.4", "1,234", "2,345", "<.001", "0.031", "12.3", "8,910",
+    ] for line in lines)  # fmt: skip
 
 
 def test_answers_are_shown(tmp_path):

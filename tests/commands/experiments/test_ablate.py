@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lmmkit.ablation.trial import _ratio
+from lmmkit.commands.experiments import apart
 from tests.support.grids import write_grid
 from tests.test_cli import run
 
@@ -24,6 +27,13 @@ EXAMPLE = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "ablations.md").read_
 assert EXAMPLE is not None
 GRID = EXAMPLE[1].replace("root: scenes", "root: ROOT")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
+@pytest.fixture
+def planned_in_a_fork(monkeypatch):
+    """Plans in a fork of this process; that of the command, as in `test_apart.py`, imports torch for seconds."""
+    fork = SimpleNamespace(get_context=lambda kind: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(apart, "multiprocessing", fork)
 
 
 def ablate(*words: object, code: int = 0, **env: str) -> str:
@@ -61,17 +71,29 @@ def test_bad_grids_end_with_all_problems(tmp_path, scenes):
     assert not (tmp_path / "ablations").exists()
 
 
-def test_a_variant_whose_plan_is_that_of_the_base_is_refused(tmp_path, scenes):
+def test_a_variant_whose_plan_is_that_of_the_base_is_refused(tmp_path, scenes, planned_in_a_fork):
     unused = "{set: {plugins: {guided_loss: {}}, stages.finetune.losses.guided_loss: 0}}"
     path = write_grid(tmp_path, scenes, GRID + f"  unused: {unused}\n")
     assert "ablation/changes-nothing" in run("ablate", path, "--dry-run", code=2)
+
+
+def test_options_that_exclude_each_other_are_refused(tmp_path, scenes):
+    path = write_grid(tmp_path, scenes, GRID)
+    for words in (["--dry-run", "--json"], ["--forecast", "--emit", "slurm"], ["--dry-run", "--forecast"]):
+        assert "ablation/options" in run("ablate", path, *words, code=2)
+
+
+def test_runs_that_could_not_be_kept_are_not_measured(tmp_path, scenes, monkeypatch):
+    monkeypatch.setattr("lmmkit.commands.experiments.apart.apart", lambda *arguments: pytest.fail("measured"))
+    (tmp_path / "ablations").write_text("a file")
+    assert "files/cannot-write" in run("ablate", write_grid(tmp_path, scenes, GRID), code=3)
 
 
 def test_a_step_that_others_held_up_does_not_change_the_ratio_of_costs():
     assert _ratio([2.0, 4.0, 90.0], [1.0, 2.0, 3.0]) == 2.0
 
 
-def test_missing_data_is_reported(tmp_path):
+def test_missing_data_is_reported(tmp_path, planned_in_a_fork):
     path = write_grid(tmp_path, tmp_path / "nowhere", GRID)
     assert "nowhere" in run("ablate", path, "--dry-run", code=2)
 

@@ -50,7 +50,7 @@ def test_a_process_that_is_killed_is_reported():
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_both(signum):
     began = time.monotonic()
-    threading.Timer(1.0, lambda: os.kill(os.getpid(), signum)).start()
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signum)).start()
     with pytest.raises(KeyboardInterrupt) as error:
         apart(work, "wait")
     assert error.value.args == (signum,) and time.monotonic() - began < 50

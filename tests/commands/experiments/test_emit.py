@@ -12,7 +12,7 @@ import pytest
 from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Store
 from lmmkit.commands.experiments.emit import command_lines
-from lmmkit.commands.experiments.grid_work import work_of
+from lmmkit.commands.experiments.grid_work import EvaluateRun, work_of
 from lmmkit.recipe import dump, read_recipe
 from tests.support.grids import stage_run
 
@@ -32,11 +32,26 @@ echo $n
 """
 
 
+def shell(tmp_path, lines):
+    """Runs a script with the two programs; returns its exit code and what it called."""
+    log = tmp_path / "log"
+    for name, text in (("torchrun", NOTE), ("sbatch", SUBMIT)):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.format(log=log))
+        path.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "GPUS": "4"}
+    result = subprocess.run(["sh"], input=lines, text=True, env=env, capture_output=True, check=False)
+    called = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return result.returncode, called
+
+
 @pytest.fixture
 def script(tmp_path):
     """script(starter) -> the exit code of the script of two runs, what it called, and the store."""
     folder = tmp_path / "a folder's name"  # the shell must not divide it
-    store, log = Store(folder / "store"), tmp_path / "log"
+    store = Store(folder / "store")
     first = replace(stage_run("first"), stage="pretrain")
     last = [stage_run(key, before=first) for key in ("plain", "other")]
     runs = [
@@ -51,22 +66,13 @@ def script(tmp_path):
         model.mkdir(parents=True)
         (model / "weights").write_text(key)
         store.run(key).resolved.write_text(dump(first.recipe))
-    for name, text in (("torchrun", NOTE), ("sbatch", SUBMIT)):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text.format(log=log))
-        path.chmod(0o755)
 
     def run(starter, trained=()):
         for key in trained:
             folder = store.run(key).model("pretrain" if key == "first" else "finetune")
             (folder / "config.json").write_text("{}")
         lines = "\n".join(command_lines(store, work_of(store, runs), starter))
-        env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "GPUS": "4"}
-        result = subprocess.run(["sh"], input=lines, text=True, env=env, capture_output=True, check=False)
-        called = log.read_text().splitlines() if log.exists() else []
-        log.unlink(missing_ok=True)
-        return result.returncode, called, store
+        return *shell(tmp_path, lines), store
 
     return run
 
@@ -106,3 +112,18 @@ def test_what_is_trained_is_left_out(script):
     assert heads(called) == ["eval", "train", "eval"]
     _, called, _ = script("slurm", trained=("first", "plain"))
     assert next(line for line in called if line.startswith("job ")).endswith(" none")
+
+
+@pytest.mark.parametrize("starter", ["torchrun", "slurm"])
+def test_an_evaluation_that_lacks_the_model_of_a_stage_is_neither_run_nor_noted(tmp_path, starter):
+    store = Store(tmp_path / "store")
+    first = stage_run("first")
+    second = replace(stage_run("second", before=first), stage="middle")
+    run = GridRun(
+        arm="a", equal="steps", seed=1, root=".", branch=0, questions={"answers": "q"},
+        stages=(first, second, stage_run("last", before=second)),
+    )  # fmt: skip
+    for key in ("second", "last"):
+        store.run(key).model("middle" if key == "second" else "finetune").mkdir(parents=True)
+    code, called = shell(tmp_path, "\n".join(command_lines(store, [EvaluateRun(store, run)], starter)))
+    assert code != 0 and heads(called) == [] and not store.evaluated("last").exists()

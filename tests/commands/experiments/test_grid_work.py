@@ -56,3 +56,20 @@ def test_all_runs_that_have_answered_other_questions_are_named(tmp_path):
     assert [p.where for p in error.value.problems] == [
         f"{tmp_path}/runs/{key}: answers" for key in ("two", "three")
     ]
+
+
+def test_a_stage_that_repeats_steps_after_its_checkpoint_is_at_0(tmp_path):
+    stage = TrainStage(Store(tmp_path), STAGE)
+    metrics = stage.store.run("key").metrics
+    metrics.parent.mkdir(parents=True)
+    for step, share in ((2, 0.0), (4, 0.0), (5, 0.5), (6, 1.0)):
+        metrics.write_text(f'{{"step": {step}}}\n')
+        assert stage._share(behind=4) == share
+
+
+def test_a_stage_that_continues_may_have_its_model_at_another_path(tmp_path):
+    stage = TrainStage(Store(tmp_path), STAGE)
+    assert "--resume" not in stage.words()
+    stage.store.run("key").path.mkdir(parents=True)
+    stage.store.run("key").run_json.write_text("{}")
+    assert stage.words()[-2:] == ["--resume", "--accept-data-change"]

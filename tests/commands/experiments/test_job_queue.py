@@ -80,7 +80,7 @@ def test_work_waits_for_what_it_needs_and_a_failure_ends_only_what_needs_it(tmp_
 def test_a_signal_stops_all_and_starts_no_more(tmp_path, signum):
     scenes = ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "100000"]
     slow, waiting = Fake("slow", tmp_path, scenes), Fake("waiting", tmp_path, after=("slow",))
-    threading.Timer(1.0, lambda: os.kill(os.getpid(), signum)).start()
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signum)).start()
     with pytest.raises(KeyboardInterrupt) as error:
         run_queue([slow, waiting], 1, lambda jobs, ended: None)
     assert error.value.args == (signum,)

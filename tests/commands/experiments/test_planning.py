@@ -112,6 +112,31 @@ def test_kept_measurements_of_commands_are_read_again(opened):
     assert process_trial.process_cost(store, base, {}, load=0.0) == COST
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("evaluate.tasks.answers.samples: 8", "8 questions with the hash"),
+        ("evaluate.tasks.answers.match: normalised", "by the rule `normalised`"),
+        ("evaluate.tasks.answers.data: questions", "questions with the hash"),
+        ("evaluate.tasks.answers.max_new_tokens: 3", None),
+        ("evaluate.tasks.answers.samples: 1000", None),
+        ("data.heldout.image_fit: crop", None),
+    ],
+)
+def test_a_variant_that_would_answer_other_questions_is_refused_before_it_is_trained(opened, change, named):
+    text = (
+        GRID.split("  broken")[0].replace("1.0e-3}", f"1.0e-3, {change}}}").replace("[steps, time]", "steps")
+    )
+    if named is None:
+        assert plan_grid(*opened(text), 2, "nothing", OPTIONS).runs
+        return
+    with pytest.raises(UserError) as error:
+        plan_grid(*opened(text), 2, "nothing", OPTIONS)
+    (problem,) = error.value.problems
+    assert problem.code == "ablation/unlike-questions" and problem.where.endswith("variants.rate")
+    assert named in problem.got and "`base`: 72 questions with the hash" in problem.expected
+
+
 def test_data_folders_with_the_same_data_are_refused(opened, scenes, tmp_path):
     copy = shutil.copytree(scenes, tmp_path / "copy")
     text = GRID.split("  broken")[0].replace("root: ROOT", f"root: [ROOT, {copy}]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from tests.runs.test_list_runs import SESSIONS, make
 from tests.test_cli import run as lmmkit
@@ -45,6 +46,12 @@ def test_names_of_figures_as_long_as_the_quickstart_s_fit_beside_each_other(tmp_
     text = lmmkit("runs", "--compare", tmp_path / "a", tmp_path / "b")
     rows = [line.replace("\u2502", " ").split() for line in text.splitlines()]
     assert ["answers/visual_gain_swapped", "-0.01235", "-0.01235", "+0"] in rows
+
+
+def test_the_command_that_shows_the_recipes_runs_as_it_is(tmp_path):
+    a, b = make(tmp_path / "it's a"), make(tmp_path / "b (2)")
+    text = lmmkit("runs", "--compare", a.path, b.path)
+    assert shlex.split(text.split("`")[1]) == ["lmmkit", "diff", str(a.path), str(b.path)]
 
 
 def test_json(tmp_path):

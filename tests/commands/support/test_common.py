@@ -15,7 +15,7 @@ from lmmkit.commands.support import common
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import EXISTS
 
-ODD = "x [draft] y [/q] [bold]z"
+ODD = "x [draft] y [/q] [bold]z :fire:"
 
 
 def test_text_of_users_is_never_markup(capsys):

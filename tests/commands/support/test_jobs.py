@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
@@ -24,8 +25,19 @@ def test_jobs_write_logs_and_are_shown(tmp_path):
     assert both[1].last_line()
 
 
-def test_a_command_reports_how_far_it_is(tmp_path):
-    job = Job("data", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "20000"], tmp_path)
+def test_a_command_is_printed_and_logged_as_a_shell_takes_it(tmp_path, capsys):
+    job = Job("one", ["explain", "no such 'code'", "a:fire:b"], tmp_path)
+    with pytest.raises(typer.Exit):
+        run_all([job], lambda jobs: None)
+    expected, lines = ["lmmkit", *job.arguments], capsys.readouterr().err.splitlines()
+    for line in (lines[0], job.log.read_text().splitlines()[0]):
+        assert shlex.split(line.removeprefix("$ ")) == expected
+    assert shlex.split(next(line for line in lines if " failed (" in line).split("`")[1]) == expected
+
+
+def test_a_command_reports_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHOWN", 0.1)
+    job = Job("data", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "10000"], tmp_path)
     job.report.write_text("0.9999")  # of an earlier try
     shares, began = [], time.monotonic()
 
@@ -67,7 +79,7 @@ def test_a_signal_stops_the_jobs(tmp_path, signum):
     slow = Job("slow", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "100000"], tmp_path)
 
     def later():
-        time.sleep(1.0)
+        time.sleep(0.3)
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=later, daemon=True).start()

@@ -146,3 +146,8 @@ def test_a_death_while_merging_loses_and_doubles_nothing(folder):
     (folder.path / "answers.rank-1.jsonl").write_text(answer("a", raw="no").as_line())
     with pytest.raises(UserError, match="answers/duplicate"):
         folder.begin(HEAD)
+
+
+def test_answers_that_cannot_be_read_are_a_problem(tmp_path):
+    with pytest.raises(UserError, match=r"got Is a directory.*run/damaged"):
+        read_answers(tmp_path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from math import comb
 
 import numpy as np
 import pytest
 
 from lmmkit.errors import MachineError, UserError
+from lmmkit.evaluate.answers import compare
 from lmmkit.evaluate.answers.compare import compare_answers, compare_tasks, libraries
 from lmmkit.evaluate.answers.schema import Answer
 
@@ -87,6 +89,17 @@ def test_the_detectable_difference_is_detected_four_times_of_five():
         ).difference
         hits += difference.low > 0
     assert 0.68 <= hits / 120 <= 0.92
+
+
+def test_random_signs_are_drawn_in_parts_that_fit_into_memory(monkeypatch):
+    values = np.random.default_rng(0).normal(0.16, 1, 100)
+    whole = compare.random_signs(values)  # 64 MB
+    monkeypatch.setattr(compare, "AT_ONCE", 1 << 16)
+    tracemalloc.start()
+    parts = compare.random_signs(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert parts == pytest.approx(whole, abs=0.02) and peak < 8e6
 
 
 def test_without_the_extra_its_name_is_given(monkeypatch):

@@ -47,9 +47,9 @@ def test_a_bar_on_a_terminal(monkeypatch):
         for done in range(1, 5):
             clock.now += 1.0
             progress.update(done, tokens=10, loss=2.0)
-        progress.notify("a [note]")
+        progress.notify("a [note] :fire:")
     assert "\x1b[" in out.getvalue() and "4/4" in out.getvalue()
-    assert "loss 2.0000  1.00 steps/s" in out.getvalue() and "a [note]" in out.getvalue()
+    assert "loss 2.0000  1.00 steps/s" in out.getvalue() and "a [note] :fire:" in out.getvalue()
 
 
 def test_slow_work_between_steps_shows_the_time_left():

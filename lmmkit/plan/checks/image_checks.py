@@ -123,7 +123,7 @@ def native_views(recipe: Recipe, plan: StagePlan, dims: Dims) -> list[Problem]:
     return problems
 
 
-def tile_needs(recipe: Recipe, plan: StagePlan) -> list[Problem]:
+def feature_needs(recipe: Recipe, plan: StagePlan) -> list[Problem]:
     """Returns the problems of terms that read features of images, in a stage with images that have no common size."""
     fits = fits_read(recipe, plan.stage)
     if all(isinstance(fit, str) for fit in fits):
