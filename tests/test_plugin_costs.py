@@ -111,10 +111,10 @@ def test_the_rows_and_parameters_are_those_of_the_plans(tiny):
 def test_a_slow_term_has_the_larger_ratio(tiny, tmp_path):
     (tmp_path / "sleepy.py").write_text(SLEEPY)
     use = f"use: '{tmp_path}/sleepy.py:sleepy'"
-    plugins = f"plugins:\n  slow: {{{use}, seconds: 0.3}}\n  quick: {{{use}}}\n"
+    plugins = f"plugins:\n  slow: {{{use}, seconds: 0.2}}\n  quick: {{{use}}}\n"
     found = plugin_costs(prepare(tiny(text=MODEL + plugins + ONLY), trust_files=True), "only", 3, CPU)
     quick, slow = found.plugins
-    assert found.seconds > 0.3 and slow.ratio > 1.5 > quick.ratio
+    assert found.seconds > 0.2 and slow.ratio > 1.5 > quick.ratio
     assert slow.rows == quick.rows == 0
 
 

@@ -72,15 +72,12 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def _empty_is_nan() -> Iterator[None]:
     """Makes `torch.empty` give NaN, so that memory without a value is not taken for one."""
-    on, warn = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` would import torch's compiler
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(on, warn_only=warn)
+        torch.set_deterministic_debug_mode(before)
 
 
 def unregistered(subject: ModuleSubject) -> Iterator[Problem]:

@@ -44,7 +44,7 @@ def test_a_bar_fits_the_terminal_and_keeps_its_figures(width):
     console = Console(file=io.StringIO(), force_terminal=True, width=width, _environ={"TERM": "xterm"})
     title = "heldout_captions, a source with a long name: answers"
     with shown_on(Bars(console)), working("evaluation", 3):
-        for _ in counted(title, range(12), unit="questions"):
+        for _ in counted(title, range(6), unit="questions"):
             time.sleep(0.11)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text_of(console)).replace("\r", "\n")
     lines = [line for line in shown.split("\n") if "heldout" in line]
