@@ -13,6 +13,7 @@ from lmmkit.errors import UserError
 from lmmkit.evaluate import vqa_text
 from lmmkit.plan.prepare import prepare
 from tests.conftest import PLAIN
+from tests.data.sources.test_records import mutate
 from tests.data.sources.test_records_fuzz import within
 
 
@@ -401,6 +402,49 @@ def test_a_file_cut_anywhere_is_refused_with_its_name(folder):
             assert all(str(folder) in p.where and p.hint for p in error.value.problems)
             broken = [p for p in error.value.problems if p.code in ("records/json", "records/official-file")]
             assert len(broken) == 1, (end, broken)
+
+
+@pytest.mark.parametrize("official", ["coco", "vqa"])
+def test_junk_entries_are_read_or_refused_by_name(folder, official):
+    """Opens 12 data sets of 30 records with junk in every second entry. Each record is good or has a problem."""
+    rng, good, refused = random.Random(3), 0, 0
+
+    def junk(entries):
+        return [mutate(rng, entry) if rng.random() < 0.5 else entry for entry in entries]
+
+    for _ in range(12):
+        ids = range(30)
+        value = {"images": junk([{"id": i, "file_name": f"{i:012}.jpg", "height": 3} for i in ids]),
+                 "annotations": junk([{"id": i, "image_id": i, "caption": f"A {i}."} for i in ids])}  # fmt: skip
+        annotations = None
+        if official == "vqa":
+            value = {"questions": junk([{"question_id": i, "image_id": i, "question": f"{i}?"} for i in ids])}
+            annotations = [
+                {"question_id": i, "image_id": i, "multiple_choice_answer": "a", "answers": answers("a", "b")}
+                for i in ids
+            ]
+            annotations = {"data_subtype": "val2014", "annotations": junk(annotations)}
+        try:
+            with within(5):
+                records = opened(folder, value, annotations, bad_records=Policy("skip", 1.0))
+        except UserError as error:
+            assert all(
+                p.code in ("records/official-file", "records/empty") and p.hint for p in error.problems
+            )
+            continue
+        assert all(bad.code.startswith("records/") and bad.got and bad.hint for bad in records.known_bad)
+        asked = value["annotations" if official == "coco" else "questions"]
+        numbers = {records.place(i)[2] for i in range(len(records))}
+        assert numbers | {bad.record for bad in records.known_bad} >= set(range(len(asked)))
+        for sample, number in zip(records, sorted(numbers), strict=True):
+            text = asked[number]["caption" if official == "coco" else "question"]
+            turn = sample.turns[1 if official == "coco" else 0].text
+            assert len(sample.images) == 1
+            assert (
+                turn.partition("\n")[0] == text.strip().partition("\n")[0] or text == "<image>"
+            )  # its image
+        good, refused = good + len(numbers), refused + records.left_out
+    assert min(good, refused) > 40
 
 
 def test_keys_twice_and_text_after_the_object_are_named(folder):
