@@ -76,7 +76,9 @@ def without_files(raw: RawRecord) -> RawRecord:
     if not isinstance(raw.value, dict) or raw.problems:
         return raw
     paths = [raw.value["image"]] if "image" in raw.value else raw.value.get("images", ())
-    files = [path for path in paths if isinstance(path, str) and path not in raw.inside and not path_fault(path)]
+    files = [
+        path for path in paths if isinstance(path, str) and path not in raw.inside and not path_fault(path)
+    ]
     if not files:
         return raw
     problem = RECORDS_IMAGES.at("", got=f"path {files[0][:80]!a} in a source without `images`")
