@@ -11,7 +11,7 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Image, Turn
 from lmmkit.errors import UserError
 from lmmkit.evaluate.answers.schema import data_sha
-from lmmkit.evaluate.questions.questions_task import QuestionsTask, _item, baseline_of
+from lmmkit.evaluate.questions.questions_task import QuestionsTask, baseline_of, item_of
 from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Task
 from tests.support.scene_questions import samples
@@ -60,12 +60,12 @@ def test_accuracy_is_counted_by_type_and_control():
 def test_items_name_images_in_one_file_by_their_place():
     def at(offset):
         return [
-            _item(replace(s, images=(Image("/x.tar", part=(offset + i, 9)),)))
+            item_of(replace(s, images=(Image("/x.tar", part=(offset + i, 9)),)))
             for i, s in enumerate(samples())
         ]
 
     assert len({item.images for item in at(0)}) == len(samples()) and data_sha(at(0)) != data_sha(at(50))
-    assert _item(samples()[0]).images == ("a.jpg",)
+    assert item_of(samples()[0]).images == ("a.jpg",)
 
 
 def test_accuracy_is_counted_by_the_prior_of_a_record():
