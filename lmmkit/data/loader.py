@@ -145,7 +145,10 @@ def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
         )
         if watch is not None and watch.hung.is_set():
             raise MachineError(WORKER_HUNG.at(_where(index), got=f"no answer for {timeout:g} s")) from error
-        if dead := _dead(workers):
+        dead = _dead(workers)
+        if not dead and isinstance(error, EOFError):  # no answer to the wish for a worker
+            dead = ["the process that starts workers ended"]
+        if dead:
             raise MachineError(WORKER_DIED.at(_where(index), got=", ".join(dead))) from error
         if isinstance(error, OSError) or "open files" in str(error):
             got = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"

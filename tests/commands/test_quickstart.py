@@ -33,7 +33,7 @@ def test_what_is_left_follows_from_the_files(work):
     assert left() == ["llava", "direct", "eval llava", "eval direct"]
     jobs = work.phases()[1][1]
     assert "--resume" in jobs[0].arguments and "--resume" not in jobs[1].arguments
-    assert jobs[0].share() == 7 / 28 and "llava at step 7 of 28" in work.state()
+    assert jobs[0].share() == 7 / 14 and "llava at step 7 of 14" in work.state()
     touch("llava", "model", "pretrain", "config.json")
     assert "llava" in left()
     touch("llava", "model", "finetune", "config.json")

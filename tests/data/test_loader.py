@@ -120,6 +120,18 @@ def test_what_the_machine_refuses_is_named_at_once(way, code, words):
     assert "step 2" in problem.where or "step 1" in problem.where
 
 
+def test_the_end_of_the_server_that_starts_workers_is_the_machine_s(monkeypatch):
+    def connect(fds):
+        raise EOFError  # as from a server that a signal ended while it imported torch
+
+    monkeypatch.setattr("multiprocessing.forkserver.connect_to_new_process", connect)
+    error = run("bug")
+    assert isinstance(error, MachineError)
+    assert [(each.code, each.got) for each in error.problems] == [
+        ("data/worker-died", "the process that starts workers ended")
+    ]
+
+
 @pytest.mark.parametrize(
     ("way", "kind", "words"),
     [("bug", KeyError, "colour_of_the_plugin"), ("runtime", RuntimeError, "shapes of the plugin differ")],
