@@ -140,7 +140,8 @@ def why_apart(model: TimmModel) -> str:
 
 
 def _reasons_apart(model: TimmModel) -> Iterator[str]:
-    from timm.layers import Attention, DropPath
+    from timm.layers.attention import Attention
+    from timm.layers.drop import DropPath
     from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 
     if getattr(type(model), "forward_intermediates", None) is not VisionTransformer.forward_intermediates:
