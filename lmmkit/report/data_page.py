@@ -8,7 +8,7 @@ from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.data import NO_RECORD, NO_STAGE, NOT_TRAINED
 from lmmkit.plan.explain import stage_text
 from lmmkit.plan.prepare import Prepared, prepare
-from lmmkit.progress import counted
+from lmmkit.progress import counted, plural
 from lmmkit.recipe import Recipe
 from lmmkit.report.page import Page, byte_size, render
 from lmmkit.report.span_text import visible
@@ -20,7 +20,6 @@ from lmmkit.report.trained_samples import (
     first_places,
     source_places,
 )
-from lmmkit.report.wording import plural
 
 LIMIT = 6_000_000  # bytes of the page
 SHRINK = 0.8
