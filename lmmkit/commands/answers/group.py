@@ -19,7 +19,7 @@ from lmmkit.commands.support.common import (
     print_text,
     reporting,
 )
-from lmmkit.progress import working
+from lmmkit.progress import plural, working
 
 if TYPE_CHECKING:
     from lmmkit.evaluate.answers.compare import Comparison
@@ -129,7 +129,7 @@ def compare(
     for each in found:
         if each.left_out:
             print_text(
-                f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out"
+                f"{each.task}: {plural(each.left_out, 'scored answer')} to other questions or prompts left out"
             )
     print_text(
         "Mean scores by question, in points. p: McNemar's exact test, or for shares one by random signs, which take "
@@ -261,7 +261,7 @@ def judge(
         print_table(aligned(task, made.table(figures)))
     out.print(f"{task}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
     if found.waiting:
-        out.print(f"{task}: {len(found.waiting):,} requests in {folder / REQUESTS}")
+        out.print(f"{task}: {plural(len(found.waiting), 'request')} in {folder / REQUESTS}")
 
 
 def _items(name: str, files: Path, split: str | None):
