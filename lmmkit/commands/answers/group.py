@@ -142,7 +142,7 @@ def _common_answers(first: Path, second: Path, names: Sequence[str]) -> list[dic
     """Returns the answers of two models by task, of the tasks `names` or of all that both have, without those that have
     no scores. Raises `UserError` for a task that one of them lacks, and if there is none in common."""
     from lmmkit.errors import UserError, raise_all
-    from lmmkit.errors.answers import NO_ANSWERS
+    from lmmkit.errors.answers import NO_ANSWERS, SAME_ANSWERS
     from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
     from lmmkit.evaluate.answers.locate import task_folders
 
@@ -155,6 +155,11 @@ def _common_answers(first: Path, second: Path, names: Sequence[str]) -> list[dic
     raise_all(NO_ANSWERS.at("--on", got=f"`{name}`", nearest=known) for name in names if name not in common)
     if not common:
         raise UserError(NO_ANSWERS.at(f"{first} and {second}", got="no task in common", nearest=known))
+    raise_all(
+        SAME_ANSWERS.at(str(second), got=f"the answers of {first} to {task}")
+        for task in names or common
+        if folders[0][task].resolve() == folders[1][task].resolve()
+    )
 
     def answers_in(folder: Path) -> list[Answer]:
         return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())

@@ -86,6 +86,7 @@ def ablate(
         from lmmkit.evaluate.answers.compare import libraries
 
     _require_one({"--dry-run": dry_run, "--forecast": only_forecast, "--emit": bool(emit), "--json": as_json})
+    _require_one({"--emit": bool(emit), "--jobs": jobs is not None})
     file = read_grid(grid, roots=root or ())
     arms = read_arms(file)
     libraries("ablate")
