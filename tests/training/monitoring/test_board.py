@@ -16,7 +16,8 @@ def test_board(tmp_path, monkeypatch):
         for step in range(1, 6):
             board.scalars(step, {"loss": step, "gap": None, "bad": float("nan")})
         board.images(1, {"tensor": image, "array": np.full((1, 2, 2), 3.0)})
-    later = time.time() + 1.1  # event files sort by second, then by a count within the process, as text: 10 before 9
+    later = time.time() + 1.1
+    # event files sort by second, then by a count within the process, as text: 10 before 9
     monkeypatch.setattr(time, "time", lambda: later)
     with Board(tmp_path, purge_step=4) as board:
         board.scalars(4, {"loss": 40})
