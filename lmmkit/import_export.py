@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, assert_never, cast
+from typing import Literal, assert_never, cast
 
 import torch
 from torch import nn
 
 from lmmkit import build
 from lmmkit.api.sample import AnyRes
-from lmmkit.attention.eager import Eager
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.weights import (
     ALREADY_LMMKIT,
@@ -34,7 +33,7 @@ from lmmkit.plan import from_model, shapes
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.progress import working_bytes
-from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
+from lmmkit.recipe import Recipe, section_mapping, to_mapping
 from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
 from lmmkit.weights.detect import open_pretrained, peft_source
 from lmmkit.weights.end_ids import image_id
@@ -47,7 +46,7 @@ from lmmkit.weights.tensor_reader import Stored
 _log = logging.getLogger("lmmkit")
 Format = Literal["llava-hf", "llava-next", "llava", "lmmkit", "peft"]
 KEPT = ("eos", "pad", "image_token", "family")  # keys of a model folder's config that its weights have
-HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def import_model(
@@ -90,7 +89,7 @@ def import_model(
         return ("vision",)
     recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
     public_source = replace(public_source, pickled=allow_pickle)
-    prepared, objective = _built(recipe, _held(public_source, base), allow_pickle)
+    prepared, objective = _built(recipe, _dtype(public_source, base), allow_pickle)
     with public_source.tensors() as stored:
         if lora_checkpoints.is_adapter(source):
             lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
@@ -189,10 +188,10 @@ def _import_adapter(
     return _write(folder, prepared, objective, {"kind": adapter.kind, **known})
 
 
-def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
+def _dtype(source: PretrainedFolder, base: Path | None) -> torch.dtype:
     """Returns the type of the imported weights; for low-rank updates the type that their config names."""
     if lora_checkpoints.is_adapter(source.folder):
-        return HELD.get(source.dtype, torch.float32)
+        return DTYPES.get(source.dtype, torch.float32)
     if base is None:
         return source.stored_dtype()
     return torch.promote_types(source.stored_dtype(), _stored_dtype(base, source.pickled))
@@ -335,59 +334,6 @@ def adapter_of(
         has_vision=model.has_vision, base=base,
     )  # fmt: skip
     return kept, model.text
-
-
-def show_model(path: Path) -> dict[str, Any]:
-    """Returns architecture, parameters by part, type and size of a model. Allocates no weights."""
-    folder = path if (path / "config.json").is_file() else find_model_folder(path)
-    if (encoder := _encoder_alone(folder)) is not None:
-        return _show_encoder(*encoder)
-    if model_folder.is_ours(folder):
-        config = model_folder.config_of(folder)
-        recipe, held, kind = (
-            from_model.recipe_of_ours(folder, config, None),
-            str(model_folder.dtype_of(folder)),
-            "lmmkit",
-        )
-        recipe = replace(recipe, plugins={})
-    else:
-        recipe, source = from_model.recipe_of(folder)
-        held, kind = source.dtype, source.kind
-    prepared = prepare_bare(recipe, allow_missing_tokenizer=True)
-    objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
-    tokenizer = prepared.tokenizer.size or None
-    return _shown(kind, held, build.modules(objective), to_mapping(prepared.recipe)["model"], tokenizer)
-
-
-def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] | None:
-    """Returns (kind, type, vision section) of an encoder's folder; None for other folders."""
-    if model_folder.is_ours(folder):
-        config = model_folder.config_of(folder)
-        if not model_folder.is_encoder(config):
-            return None
-        return "lmmkit", str(model_folder.dtype_of(folder)), vision_from_mapping(config["model"]["vision"])
-    source = open_pretrained(folder)
-    if source.parts() != ("vision",) or source.vision is None:
-        return None
-    return source.kind, source.dtype, shapes.resolved_encoder(source.vision.section, str(folder))
-
-
-def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:
-    with torch.device("meta"):
-        module = build.encoder(section, Eager(), "model.vision")
-    return _shown(kind, held, {"vision": module}, {"vision": section_mapping(section)}, None)
-
-
-def _shown(
-    kind: str, held: str, modules: Mapping[str, nn.Module], model: dict[str, Any], tokenizer: int | None
-) -> dict[str, Any]:
-    held = held.removeprefix("torch.")
-    size = HELD.get(held, torch.float32).itemsize
-    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
-    return {
-        "kind": kind, "dtype": held, "parameters": counts, "total": sum(counts.values()),
-        "bytes": size * sum(counts.values()), "model": model, "tokenizer": tokenizer,
-    }  # fmt: skip
 
 
 def _require_no_links(folder: Path) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import lmmkit
 from lmmkit.errors import UserError
-from lmmkit.import_export import export_model, import_model, show_model
+from lmmkit.import_export import export_model, import_model
+from lmmkit.show_model import show_model
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import LLAVA_HF
 from lmmkit.weights.pretrained_folder import _spelt

@@ -15,8 +15,9 @@ from timm.models import save_for_hf
 import lmmkit
 from lmmkit import build
 from lmmkit.errors import UserError
-from lmmkit.import_export import export_model, import_model, show_model
+from lmmkit.import_export import export_model, import_model
 from lmmkit.plan.prepare import prepare
+from lmmkit.show_model import show_model
 from lmmkit.training.run import train
 from lmmkit.weights.detect import ENCODER, LLAVA_HF
 from lmmkit.weights.pretrained_folder import _spelt
