@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, assert_never, cast
+from typing import Literal, assert_never, cast
 
 import torch
 from torch import nn
 
 from lmmkit import build
 from lmmkit.api.sample import AnyRes
-from lmmkit.attention.eager import Eager
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.weights import (
     ALREADY_LMMKIT,
@@ -34,20 +33,20 @@ from lmmkit.plan import from_model, shapes
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.progress import working_bytes
-from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
+from lmmkit.recipe import Recipe, section_mapping, to_mapping
 from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
 from lmmkit.weights.detect import open_pretrained, peft_source
 from lmmkit.weights.end_ids import image_id
 from lmmkit.weights.export import llava_folders, peft_adapter
 from lmmkit.weights.export.export_model import Exported, export_folder
 from lmmkit.weights.left_out import left_out
-from lmmkit.weights.pretrained_folder import PretrainedFolder
+from lmmkit.weights.pretrained_folder import MERGE, PretrainedFolder
 from lmmkit.weights.tensor_reader import Stored
 
 _log = logging.getLogger("lmmkit")
 Format = Literal["llava-hf", "llava-next", "llava", "lmmkit", "peft"]
 KEPT = ("eos", "pad", "image_token", "family")  # keys of a model folder's config that its weights have
-HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def import_model(
@@ -90,18 +89,39 @@ def import_model(
         return ("vision",)
     recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
     public_source = replace(public_source, pickled=allow_pickle)
-    prepared, objective = _built(recipe, _held(public_source, base), allow_pickle)
+    _refuse(source, {"--vision": vision} if not public_source.connector else {}, "a decoder alone")
+    _require_used(public_source, base)
+    prepared, objective = _built(recipe, _dtype(public_source, base), allow_pickle)
     with public_source.tensors() as stored:
         if lora_checkpoints.is_adapter(source):
             lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
         encoder = objective.lmm.vision
-        if vision is not None and isinstance(encoder, ViT) and any(n.startswith("vision.") for n in stored):
+        if vision is not None and (inside := [n for n in stored if n.startswith("vision.")]):
+            if not isinstance(encoder, ViT):
+                fix = "name the CLIP or SigLIP folder of its encoder as `--vision`"
+                raise _extra(source, inside, fix)
             _fill_encoder(encoder, stored, source)
             own = Pretrained(folder=source, parts=("vision",), source=public_source)
             prepared = replace(prepared, pretrained=(*prepared.pretrained, own))
     ids = _ids(public_source, prepared)
     _warn_of_left_out([source, *([base] if base else [])], prepared)
     return _write(folder, prepared, objective, {"kind": public_source.kind, **ids})
+
+
+def _require_used(source: PretrainedFolder, base: Path | None) -> None:
+    """Raises `UserError` for weights in a folder that the model would not have: those of a decoder beside `base`, or
+    trained ones beside low-rank updates that are of no encoder and no connector."""
+    with source.tensors() as stored:
+        names = list(stored)
+    if not lora_checkpoints.is_adapter(source.folder):
+        decoder = any(name.startswith("text.") for name in names)
+        _refuse(source.folder, {"--base": base} if decoder else {}, "a model that has its own decoder")
+    elif unknown := lora_checkpoints.unknown_names(names, ("connector.", "vision.")):
+        raise _extra(source.folder, unknown, "merge it into its base with LLaVA's own script")
+
+
+def _extra(folder: Path, names: Sequence[str], fix: str) -> UserError:
+    return UserError(EXTRA.at(str(folder), got=f"{len(names)} extra, such as {min(names)}", fix=fix))
 
 
 def _warn_of_left_out(folders: Sequence[Path], prepared: Prepared) -> None:
@@ -171,13 +191,9 @@ def _import_adapter(
         torch.promote_types(adapter.stored_dtype(), _stored_dtype(base, pickled)), pickled,
     )  # fmt: skip
     with adapter.tensors() as stored:
-        has_connector = prepared.recipe.model.connector is not None
-        if unknown := lora_checkpoints.unknown_names(stored, has_connector):
-            got, fix = (
-                f"{len(unknown)} extra, such as {unknown[0]}",
-                "merge the adapter with `peft` into its base",
-            )
-            raise UserError(EXTRA.at(str(source), got=got, fix=fix))
+        parts = ("connector.",) if prepared.recipe.model.connector else ()
+        if unknown := lora_checkpoints.unknown_names(stored, parts):
+            raise _extra(source, unknown, MERGE)
         lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
         if any(name.startswith("connector.") for name in stored):
             adapter.fill("connector", objective.lmm.connector, stored)
@@ -189,10 +205,10 @@ def _import_adapter(
     return _write(folder, prepared, objective, {"kind": adapter.kind, **known})
 
 
-def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
+def _dtype(source: PretrainedFolder, base: Path | None) -> torch.dtype:
     """Returns the type of the imported weights; for low-rank updates the type that their config names."""
     if lora_checkpoints.is_adapter(source.folder):
-        return HELD.get(source.dtype, torch.float32)
+        return DTYPES.get(source.dtype, torch.float32)
     if base is None:
         return source.stored_dtype()
     return torch.promote_types(source.stored_dtype(), _stored_dtype(base, source.pickled))
@@ -335,59 +351,6 @@ def adapter_of(
         has_vision=model.has_vision, base=base,
     )  # fmt: skip
     return kept, model.text
-
-
-def show_model(path: Path) -> dict[str, Any]:
-    """Returns architecture, parameters by part, type and size of a model. Allocates no weights."""
-    folder = path if (path / "config.json").is_file() else find_model_folder(path)
-    if (encoder := _encoder_alone(folder)) is not None:
-        return _show_encoder(*encoder)
-    if model_folder.is_ours(folder):
-        config = model_folder.config_of(folder)
-        recipe, held, kind = (
-            from_model.recipe_of_ours(folder, config, None),
-            str(model_folder.dtype_of(folder)),
-            "lmmkit",
-        )
-        recipe = replace(recipe, plugins={})
-    else:
-        recipe, source = from_model.recipe_of(folder)
-        held, kind = source.dtype, source.kind
-    prepared = prepare_bare(recipe, allow_missing_tokenizer=True)
-    objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
-    tokenizer = prepared.tokenizer.size or None
-    return _shown(kind, held, build.modules(objective), to_mapping(prepared.recipe)["model"], tokenizer)
-
-
-def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] | None:
-    """Returns (kind, type, vision section) of an encoder's folder; None for other folders."""
-    if model_folder.is_ours(folder):
-        config = model_folder.config_of(folder)
-        if not model_folder.is_encoder(config):
-            return None
-        return "lmmkit", str(model_folder.dtype_of(folder)), vision_from_mapping(config["model"]["vision"])
-    source = open_pretrained(folder)
-    if source.parts() != ("vision",) or source.vision is None:
-        return None
-    return source.kind, source.dtype, shapes.resolved_encoder(source.vision.section, str(folder))
-
-
-def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:
-    with torch.device("meta"):
-        module = build.encoder(section, Eager(), "model.vision")
-    return _shown(kind, held, {"vision": module}, {"vision": section_mapping(section)}, None)
-
-
-def _shown(
-    kind: str, held: str, modules: Mapping[str, nn.Module], model: dict[str, Any], tokenizer: int | None
-) -> dict[str, Any]:
-    held = held.removeprefix("torch.")
-    size = HELD.get(held, torch.float32).itemsize
-    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
-    return {
-        "kind": kind, "dtype": held, "parameters": counts, "total": sum(counts.values()),
-        "bytes": size * sum(counts.values()), "model": model, "tokenizer": tokenizer,
-    }  # fmt: skip
 
 
 def _require_no_links(folder: Path) -> None:

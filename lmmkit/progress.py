@@ -1,4 +1,5 @@
-"""Reports how far long work is. Nothing is shown unless a display is set, which the command line does."""
+"""Reports how far long work is. Nothing is shown unless a display is set, which the command line does. Also durations
+and counts in words."""
 
 from __future__ import annotations
 
@@ -124,3 +125,8 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def plural(n: int, one: str, several: str | None = None) -> str:
+    """Returns "1 run" or "2 runs"."""
+    return f"{n:,} {one if n == 1 else several or one + 's'}"

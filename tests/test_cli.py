@@ -285,7 +285,7 @@ def test_data_check_lists_everything_wrong(scenes, tmp_path):
     path.write_text(DIRECT)
     args = ("data", "check", path, "captions", "--root", folder, "--report", listed)
     text = run(*args, code=2)
-    assert "30 bad records and 1 bad images" in text and "31 problems listed" in text
+    assert "30 bad records and 1 bad image," in text and "31 problems listed" in text
     lines = [json.loads(line) for line in listed.read_text().splitlines()]
     assert [line["record"] for line in lines] == [*range(0, 60, 2), 3]
     assert all(

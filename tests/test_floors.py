@@ -19,7 +19,7 @@ PACKAGE = ROOT / "lmmkit"
 FLOORS: dict[str, str] = {
     "lmmkit": """
         errors memory_faults majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
-        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs ablation report
+        optimizers cost_estimate attention_benchmark inference import_export show_model verify_export evaluate training plugin_costs ablation report
         demo chat_page commands
         cli __main__
     """,

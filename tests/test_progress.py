@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmmkit.progress import counted, duration, moving, shown_on, weighed, working
+from lmmkit.progress import counted, duration, moving, plural, shown_on, weighed, working
 
 
 class Recorder:
@@ -98,3 +98,8 @@ def test_tasks_inside_a_part_move_the_outer_one_and_never_back():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_plural():
+    assert [plural(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+    assert [plural(n, "batch", "batches") for n in (1, 2)] == ["1 batch", "2 batches"]

@@ -67,9 +67,9 @@ class Store:
 
     def keep_outcome(self, path: Path, summary: Mapping[str, Any]) -> Path | None:
         """Renames an outcome on other data folders, or of another grid file of this name, which `summary` would
-        replace; returns its new path, or None if there is none."""
+        replace; returns its new path, or None if there is none, or `summary` has all that is in it."""
         before = _read_outcome(path)
-        if not before or _same_origin(before, summary):
+        if not before or _same_origin(before, summary) or _has_all(summary, before):
             return None
         names = "-".join(Path(str(root)).name for root in before["roots"])
         for number in count(1):
@@ -271,6 +271,22 @@ def _same_origin(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     roots = [sorted(map(str, each.get("roots", ()))) for each in (a, b)]
     files = {each["file"] for each in (a, b) if isinstance(each.get("file"), str)}
     return roots[0] == roots[1] and len(files) < 2
+
+
+def _has_all(outcome: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Returns whether an outcome has the runs and the measures of another one, as where grid and data were moved. More
+    data folders make other means."""
+    known, old = _content(outcome), _content(before)
+    return len(outcome["roots"]) == len(before["roots"]) and bool(old) and old <= known
+
+
+def _content(outcome: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """Returns the keys of all runs of an outcome, by arm, and its measures; nothing if a part of them is not there."""
+    try:
+        runs = {(arm["variant"], arm["equal"], run["key"]) for arm in outcome["arms"] for run in arm["runs"]}
+        return runs | set(outcome["measures"].items())
+    except (AttributeError, KeyError, TypeError):
+        return set()
 
 
 def _link(source: str, target: str) -> None:

@@ -22,8 +22,7 @@ from lmmkit.commands.support.common import (
     reporting,
     the_recipe,
 )
-from lmmkit.progress import counted, working
-from lmmkit.report.wording import plural
+from lmmkit.progress import counted, plural, working
 
 app = typer.Typer(no_args_is_help=True, help="Attention backends: which run here, and their cost.")
 

@@ -27,8 +27,7 @@ from lmmkit.commands.support.common import (
 from lmmkit.errors import LmmkitError, MachineError, Tried, UserError, raise_together
 from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_TOP_P, CHAT_WEB
 from lmmkit.memory_faults import naming_memory
-from lmmkit.progress import shown_on, working
-from lmmkit.report.wording import plural
+from lmmkit.progress import plural, shown_on, working
 
 if TYPE_CHECKING:
     from lmmkit.demo.image import DrawnImage

@@ -22,7 +22,7 @@ from lmmkit.commands.support.common import (
     reporting,
     the_recipe,
 )
-from lmmkit.progress import counted, working
+from lmmkit.progress import counted, plural, working
 
 TFLOPS = 400.0  # 40 % of an H100's 989 in bfloat16, an assumption
 
@@ -81,13 +81,13 @@ def check(
     for stage, e in stages.items():
         if e["dropped"]:
             cost = dropped_text(e["dropped"])
-            print_text(f"note: stage {stage}: of the first {e['records']} records: {cost}")
+            print_text(f"note: stage {stage}: of the first {plural(e['records'], 'record')}: {cost}")
     if narrow := build.frozen_narrow(read):
         print_text(f"frozen in bfloat16: {', '.join(narrow)}")
     print_text(f"attention on this {device.type}: {build.attention_text(prepared.recipe, device)}")
     for name, records in prepared.sources.items():
-        skipped = f", {records.left_out} bad records left out" if records.left_out else ""
-        out.print(f"data {name}: {len(records)} records{skipped}")
+        skipped = f", {plural(records.left_out, 'bad record')} left out" if records.left_out else ""
+        out.print(f"data {name}: {plural(len(records), 'record')}{skipped}")
     for line in notices(prepared):
         print_text(f"note: {line}")
     if not images and any(records.indexed.index.meta["images"] for records in prepared.sources.values()):

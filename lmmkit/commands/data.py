@@ -25,7 +25,7 @@ from lmmkit.commands.support.common import (
     the_recipe,
 )
 from lmmkit.commands.support.data_convert import convert
-from lmmkit.progress import working
+from lmmkit.progress import plural, working
 
 if TYPE_CHECKING:
     from lmmkit.data.sources.records import Records
@@ -116,7 +116,7 @@ def _show_world(directory: Path, found: Mapping[str, Any], as_json: bool) -> Non
             if scores["prior"] is None
             else f"the priors alone score {100 * scores['prior']:.1f} %"
         )
-        print_text(f"{name}: {scores['number']} questions, {right}")
+        print_text(f"{name}: {plural(scores['number'], 'question')}, {right}")
     print_text("See README.md there.")
 
 
@@ -246,13 +246,13 @@ def check(
         raise typer.Exit(UserError.exit_code if listed.refused else 0)
     for name, each in found.items():
         bad = each["bad_records"] + each["bad_images"]
-        verdict = f"{bad} bad ones, which `bad_records: skip` allows" if bad else "all good"
+        verdict = f"{plural(bad, 'bad one')}, which `bad_records: skip` allows" if bad else "all good"
         if name not in listed.refused:
-            out.print(f"{name}: {each['records']} records, {verdict}")
+            out.print(f"{name}: {plural(each['records'], 'record')}, {verdict}")
         for what, count in each["notes"].items():
-            out.print(f"{name}: {count} records: {what}")
+            out.print(f"{name}: {plural(count, 'record')}: {what}")
     if listed.failed is not None:
-        out.print(f"{listed.count} problems; they cannot be listed in {report}")
+        out.print(f"{plural(listed.count, 'problem')}; they cannot be listed in {report}")
         listed.shown += listed.failed.problems
         if not listed.refused:
             raise listed.failed

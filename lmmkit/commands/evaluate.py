@@ -20,7 +20,7 @@ from lmmkit.commands.support.common import (
     print_text,
     reporting,
 )
-from lmmkit.progress import working
+from lmmkit.progress import plural, working
 
 if TYPE_CHECKING:
     from lmmkit.errors import Problem
@@ -227,7 +227,8 @@ def notes(facts: Mapping) -> Iterable[str]:
         yield f"what was shuffled, and the model's order: {facts['puzzles']} in the folder of the task"
     if alone := facts.get("alone"):
         differ = alone["differ"]
-        yield f"{alone['asked']:,} questions asked alone: {len(differ):,} answers differ"
+        verb = "differs" if len(differ) == 1 else "differ"
+        yield f"{plural(alone['asked'], 'question')} asked alone: {plural(len(differ), 'answer')} {verb}"
         for each in differ[:SHOWN]:
             where = (
                 "its batch now gives another answer"

@@ -86,15 +86,15 @@ def export(
 ) -> None:
     """Write a model in a public format; `llava-hf` and, with tiles, `llava-next` open in transformers."""
     with working(STARTING):
-        from lmmkit.import_export import HELD, export_model
+        from lmmkit.import_export import DTYPES, export_model
         from lmmkit.verify_export import require_equal, require_transformers, verify_export
 
     if verify:
         require_transformers(kind)
-    export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
+    export_model(model, folder, kind, dtype=DTYPES.get(dtype), base=base)
     out.print(f"{model} is now in {folder}, in the {kind} format.")
     if verify:
-        found = verify_export(model, folder, kind, dtype=HELD.get(dtype))
+        found = verify_export(model, folder, kind, dtype=DTYPES.get(dtype))
         out.print(_comparisons(found))
         require_equal(folder, found)
 
@@ -103,13 +103,16 @@ def export(
 @reporting
 def show(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run or any model folder.")],
+    vision: Annotated[
+        Path | None, typer.Option(help="A folder with the encoder that a public model lacks.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the architecture of a model, its parameters by part, dtype and size."""
     with working(STARTING):
-        from lmmkit.import_export import show_model
+        from lmmkit.show_model import show_model
 
-    found = show_model(model)
+    found = show_model(model, vision=vision)
     if as_json:
         return print_json(found)
     table = Table(title=f"{model}: {found['kind']}, {found['dtype']}", title_justify="left")

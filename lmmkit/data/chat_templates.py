@@ -28,6 +28,7 @@ from lmmkit.errors.data import (
     ROLES,
     TEMPLATE,
 )
+from lmmkit.progress import plural
 
 AFTER_EOS: tuple[AfterEos, ...] = get_args(AfterEos)
 
@@ -321,7 +322,7 @@ def _check(sample: Sample, after_eos: str, rows_of: RowsOf) -> None:
         problems.append(ROLES.at(where, got=f"turns {roles}"))
     counts = [turn.images if turn.role == "user" else -turn.images for turn in sample.turns]
     if sum(counts) != len(sample.images) or any(n < 0 for n in counts):
-        got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} places by turn"
+        got = f"{plural(len(sample.images), 'image')} for {[turn.images for turn in sample.turns]} places by turn"
         problems.append(CHAT_IMAGES.at(where, got=got))
     for i, turn in enumerate(sample.turns):
         inside = list(turn.places) == sorted(turn.places) and all(

@@ -24,23 +24,26 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import SAMPLE_TOO_LONG
 from lmmkit.errors.plan import TOKEN, WRONG_VIEW
 from lmmkit.plugin_calls.guard import place_of
+from lmmkit.progress import plural
 
-DROPPED = {  # what a run leaves out or cuts, by the names under which it is counted
-    "records": "records of which nothing is left",
-    "truncated": "views cut to the context",
-    "too_long": "views left out, which are longer than the context",
-    "no_target": "views left out, in which nothing is supervised",
-    "image_cut": "views of tasks left out, because an image does not fit into the context",
-    "no_rows": "views of tasks left out, because the task reads nothing in them",
-    "pairs": "views of tasks left out, because a view that they are compared with was left out",
-    "bad_records": "bad records replaced",
-    "empty_steps": "steps without anything to learn from, which updated nothing",
+DROPPED = {  # what a run leaves out or cuts, one of it and why, by the names under which it is counted
+    "records": ("record", "of which nothing is left"),
+    "truncated": ("view", "cut to the context"),
+    "too_long": ("view", "longer than the context, left out"),
+    "no_target": ("view", "without anything supervised, left out"),
+    "image_cut": ("view", "of tasks left out, because an image does not fit into the context"),
+    "no_rows": ("view", "of tasks left out, because the task reads nothing there"),
+    "pairs": ("view", "of tasks left out, because a view to compare with was left out"),
+    "bad_records": ("bad record", "replaced"),
+    "empty_steps": ("step", "without anything to learn from, which updated nothing"),
 }
 
 
 def dropped_text(dropped: Mapping[str, int]) -> str:
     """Returns what was left out or cut, as one line of text; empty if nothing was."""
-    return ", ".join(f"{dropped[name]} {what}" for name, what in DROPPED.items() if dropped.get(name))
+    return ", ".join(
+        f"{plural(dropped[name], one)} {why}" for name, (one, why) in DROPPED.items() if dropped.get(name)
+    )
 
 
 def vocabulary_id(tokenizer: TextTokenizer, token: str, where: str) -> int:

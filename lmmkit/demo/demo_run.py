@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from lmmkit.recipe import digest, read_recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
@@ -30,6 +31,7 @@ def write_demo_run(path: Path, scenes: Path) -> RunFolder:
         "format": 1,
         "plans": {config["stage"]: config["plan"]},
         "plugins": config["plugins"],
+        "recipe": digest(read_recipe(run.resolved)),
         "root": str(scenes.resolve()),
         "origin": ORIGIN,
     }

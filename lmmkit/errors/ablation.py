@@ -35,7 +35,8 @@ MANY_VARIANTS = Code(
 GRID_OPTIONS = Code(
     "ablation/options", cause="Options of `lmmkit ablate` exclude each other.",
     expected="one of `lmmkit ablate GRID --dry-run`, `lmmkit ablate GRID --forecast`, "
-    "`lmmkit ablate GRID --emit slurm` and `lmmkit ablate GRID --json`", hint="Remove the others.",
+    "`lmmkit ablate GRID --emit slurm` and `lmmkit ablate GRID --json`; no `--jobs` with `--emit`, which runs nothing",
+    hint="Remove the others.",
 )
 ONE_SEED = Code(
     "ablation/one-seed", cause="An interval over seeds is asked for one run, which has none.",

@@ -57,6 +57,10 @@ FOREIGN = Code(
     expected="one of {formats}: docs/evaluation.md describes them",
     hint="Name the form (`lmmkit answers score BENCHMARK --format FORM`), or correct the file.",
 )
+SAME_ANSWERS = Code(
+    "answers/same", cause="Answers would be compared with themselves.",
+    expected="the answers of two models", hint="Name a run or folder of another model.",
+)
 OTHER_QUESTIONS = Code(
     "answers/other-questions",
     cause="A file has no answer to a question of the task, or two results have no question in common.",

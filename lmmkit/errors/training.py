@@ -125,6 +125,10 @@ NOT_A_FOLDER = Code(
     "run/not-a-folder", cause="The path of the run is not a folder that can be read.",
     expected="a folder", hint="Check the path, or name another folder.",
 )
+RUNS_COMPARE = Code(
+    "run/compare", cause="`lmmkit runs` got a folder to list together with `--compare`, which names its two runs.",
+    expected="`lmmkit runs FOLDER`, or `lmmkit runs --compare A B`", hint="Remove one of the two.",
+)
 NOT_A_RUN = Code(
     "run/not-a-run", cause="The folder does not exist, or no run has begun in it.",
     expected="the folder of a run (`lmmkit train --out DIR`)",

@@ -27,7 +27,7 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.majority import Majority
 from lmmkit.plan.prepare import open_sources
-from lmmkit.progress import counted, moving, working
+from lmmkit.progress import counted, moving, plural, working
 from lmmkit.recipe import Control, Recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
@@ -105,7 +105,7 @@ def evaluate(
             samples: Sequence[Sample] = ()
             if (source := task.section.data) is not None:
                 samples = readable(sources[source], task.section.samples, chat_model.reader, notify)
-                notify(f"{name}: {len(samples)} samples of {source}")
+                notify(f"{name}: {plural(len(samples), 'sample')} of {source}")
             answers = out / name if out is not None else run.answers(folder.name, name)
             keep = Keep(folder=answers, model=model, ranks=ranks, alone=alone)
             with moving(move, done, done + 1):
@@ -120,7 +120,7 @@ def evaluate(
 def _baseline(training: Mapping[str, Records], notify: Callable[[str], None]) -> Majority:
     """Returns the majority baseline of the answers of training sources; without any it knows no answer."""
     if training:
-        notify(f"majority baseline: reading {sum(map(len, training.values())):,} training records")
+        notify(f"majority baseline: reading {plural(sum(map(len, training.values())), 'training record')}")
     return baseline_of(
         sample
         for name, records in training.items()

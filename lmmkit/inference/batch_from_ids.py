@@ -13,6 +13,7 @@ from torch import Tensor
 from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.attention.forest import unshared
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.progress import plural
 
 EMPTY = torch.empty(0, dtype=torch.int64)
 
@@ -52,7 +53,7 @@ def batch_of_ids(
     row_N = np.concatenate([p[s == image_token] for s, p in zip(sequences, paths, strict=True)])
     images = 0 if pixel_values is None else len(pixel_values)
     if len(row_N) != images * image_rows:
-        got = f"{len(row_N)} image placeholders (id {image_token}) and {images} images"
+        got = f"{plural(len(row_N), 'image placeholder')} (id {image_token}) and {plural(images, 'image')}"
         raise ValueError(f"input_ids: expected {image_rows} placeholders an image, got {got}")
     id_T[row_N] = -1
     outside = (id_T >= vocab) | ((id_T < 0) & ~np.isin(np.arange(len(id_T)), row_N))

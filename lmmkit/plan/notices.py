@@ -9,6 +9,7 @@ from lmmkit.api.components import ImageReducer, TokenStrategy
 from lmmkit.data.sources.records import Records
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plugin_calls.source import may_read
+from lmmkit.progress import plural
 
 
 def notices(prepared: Prepared) -> list[str]:
@@ -31,7 +32,7 @@ def _record_notices(prepared: Prepared) -> Iterator[str]:
             key = re.fullmatch("`(.+)` is not read", what)
             components = prepared.instances.components.values()
             if key is None or not any(may_read(each, key[1]) for each in components):
-                yield f"data.{name}: {count} records: {what}"
+                yield f"data.{name}: {plural(count, 'record')}: {what}"
 
 
 def _unreached(prepared: Prepared, name: str) -> Iterator[str]:

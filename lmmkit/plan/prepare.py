@@ -29,6 +29,7 @@ from lmmkit.plan.instances import Instances, build_instances, reducer_of
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.plan.teachers import TeacherFolder, resolve_teachers
+from lmmkit.progress import plural
 from lmmkit.recipe import BatchConfig, Recipe, TextScratch
 from lmmkit.weights.end_ids import EndIds, read_end_ids
 
@@ -103,7 +104,7 @@ class Prepared:
             total -= total % samples if section.batch.tail == "drop" else 0
         if total < 1:
             where = self.recipe.where(f"stages.{stage}.batch.samples")
-            raise UserError(NO_STEP.at(where, got=f"{order.len_epoch} records and `tail: drop`"))
+            raise UserError(NO_STEP.at(where, got=f"{plural(order.len_epoch, 'record')} and `tail: drop`"))
         self._require_step_of(stage, samples, total)
         return Pipeline(
             sources={name: self.sources[name] for name in section.data},

@@ -5,13 +5,14 @@ They are model folders. Tokenizer, images and learned tokens have to be those of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from lmmkit.api.sample import AnyRes, Native
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import REFERENCE, TEACHER_MODEL
 from lmmkit.plan import from_model
-from lmmkit.plan.checks.image_checks import fits_read, odd_head_size, takes_one_size
+from lmmkit.plan.checks.image_checks import fits_read, mixing_connector, odd_head_size, takes_one_size
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.stage_plan import START
 from lmmkit.weights import model_folder
@@ -47,11 +48,9 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
     if any(isinstance(fit, AnyRes) for fit in fits) and not isinstance(model.chat.image_fit, AnyRes):
         found.append(f"{folder}, a model without a newline row, for images that are cut into tiles")
     if any(isinstance(fit, Native) for fit in fits):
-        encoder = "a timm encoder that takes images of one size" if takes_one_size(model.vision) else ""
-        if size := odd_head_size(model.vision):
-            encoder = f"an encoder with heads of {size} values, an odd number"
-        if encoder:
-            found.append(f"{folder}, {encoder}, for images that keep their shape")
+        found += [
+            f"{folder}, {part}, for images that keep their shape" for part in _parts_for_one_size(there)
+        ]
     if prepared.plans[stage].strategies:
         names = ", ".join(strategy.name for strategy, _ in prepared.plans[stage].strategies)
         found.append(f"{folder}, and learned tokens ({names}), which only `start` has")
@@ -60,6 +59,17 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
             f"{folder}, a model with learned tokens ({', '.join(own)}), which this stage does not have"
         )
     return found
+
+
+def _parts_for_one_size(there: Prepared) -> Iterator[str]:
+    """Yields what in a model, in words, cannot read images that keep their shape."""
+    model = there.recipe.model
+    if takes_one_size(model.vision):
+        yield "a timm encoder that takes images of one size"
+    if size := odd_head_size(model.vision):
+        yield f"an encoder with heads of {size} values, an odd number"
+    if model.connector and (mixing := mixing_connector(model.connector, there.dims.image.grid)):
+        yield f"{mixing} without a row for each patch"
 
 
 def _other_tokenizer(prepared: Prepared, there: Prepared, folder: Path) -> list[str]:

@@ -2,7 +2,8 @@
 
 Everything that calls a component calls it here, so a fault of a plugin names instance, method, file and line
 in a check, in training, in data workers and in evaluation. Each call raises `UserError` for an exception of the
-plugin and for a result of a wrong form. The calls are in a file for each kind of component
+plugin and for a result of a wrong form; an exception that is a fault of the machine, such as too little memory,
+is raised as it is. The calls are in a file for each kind of component
 (`term_calls`, `view_calls`, ...); `guard` reports exceptions, `forms`, `devices` and `source` find other faults.
 """
 

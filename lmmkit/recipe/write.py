@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -62,21 +62,16 @@ def _quoted(representer: Any, text: str) -> Any:
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
+@dataclass(frozen=True)
 class _Plain:
-    """Holds a plain value, and is equal to another one that Python shows alike."""
+    """Holds a plain value, and is equal to another one that Python shows alike: `1` and `true` are unlike."""
 
-    def __init__(self, value: Any) -> None:
-        self.value, self.shown = value, repr(value)
-
-    def __hash__(self) -> int:
-        return hash(self.shown)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Plain) and self.shown == other.shown
+    shown: str
+    value: Any = field(compare=False)
 
 
 def _dumped(value: Any, flow: bool | None) -> str:
-    return _written(_Plain(value), flow)
+    return _written(_Plain(repr(value), value), flow)
 
 
 @functools.lru_cache(maxsize=16)  # a run writes its recipe into several folders; each time takes 12 ms

@@ -18,6 +18,7 @@ from lmmkit.evaluate.answers.locate import task_folders
 from lmmkit.evaluate.answers.schema import CONDITIONS, OWN
 from lmmkit.evaluate.bootstrap import paired_difference
 from lmmkit.evaluate.task import Figure
+from lmmkit.progress import plural
 from lmmkit.report.loaded_run import LoadedRun
 from lmmkit.runs.files import finite, read_json, read_jsonl
 
@@ -201,9 +202,7 @@ def _strangers(asked: AskedRuns):
     for i in with_answers[1:]:
         if next(asked.common(with_answers[0], i), None) is None:
             first = asked.runs[with_answers[0]].name
-            got = (
-                f"{len(asked.of[i].answers):,} questions of task {asked.task}, none of which {first} answered"
-            )
+            got = f"{plural(len(asked.of[i].answers), 'question')} of task {asked.task}, none of which {first} answered"
             yield OTHER_QUESTIONS.at(str(asked.runs[i].folder.path), got=got, first=first)
 
 

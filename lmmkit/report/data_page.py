@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from lmmkit.api.sample import Native
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.data import NO_RECORD, NO_STAGE, NOT_TRAINED
 from lmmkit.plan.explain import stage_text
 from lmmkit.plan.prepare import Prepared, prepare
-from lmmkit.progress import counted
+from lmmkit.progress import counted, plural
 from lmmkit.recipe import Recipe
 from lmmkit.report.page import Page, byte_size, render
 from lmmkit.report.span_text import visible
@@ -20,7 +21,6 @@ from lmmkit.report.trained_samples import (
     first_places,
     source_places,
 )
-from lmmkit.report.wording import plural
 
 LIMIT = 6_000_000  # bytes of the page
 SHRINK = 0.8
@@ -106,11 +106,13 @@ def _page(
     roles = [(kind, LABELS[kind], meaning) for kind, meaning in MEANINGS.items() if kind in kinds]
     reads = any(span.use == "read" for sample in samples for view in sample.views for span in view.spans)
     where = prepared.recipe.where(f"stages.{stage}")
+    fits = [prepared.recipe.data[name].image_fit for name in section.data]
     text = render(
         "data", {"first": first}, title=f"Stage {stage}", head=f"What stage {stage} is trained on", first=first,
         kicker=f"{where} · {of}{'' if source else ', in the order of training'}", warnings=warnings,
         steps=prepared.steps(stage), step=section.batch.samples, context=prepared.recipe.model.text.context,
         too_long=section.batch.too_long, size=image.size, small=image.size <= SMALL,
+        one_size=not any(isinstance(fit, Native) for fit in fits),
         roles=roles, reads=reads, samples=samples, numbers=numbers,
         visible=visible, plan=stage_text(prepared, prepared.plans[stage]),
     )  # fmt: skip

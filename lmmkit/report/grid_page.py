@@ -13,11 +13,11 @@ from lmmkit.ablation.grid import BASE
 from lmmkit.errors import UserError
 from lmmkit.errors.report import GRID_DAMAGED
 from lmmkit.evaluate.task import Figure
-from lmmkit.progress import duration
+from lmmkit.progress import duration, plural
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
 from lmmkit.report.sections.measures import half_width
-from lmmkit.report.wording import as_ratio, ends_of, in_words, in_words_of_size, plural, shown_name
+from lmmkit.report.wording import as_ratio, ends_of, in_words, in_words_of_size, shown_name
 from lmmkit.runs.files import finite, read_json
 
 GRID, FORMAT = "ablation.json", 1

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lmmkit.progress import plural
 from lmmkit.report import wording
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -88,6 +89,6 @@ def _environment() -> Environment:
     )  # fmt: skip
     made.filters |= {
         "percent": wording.in_percent, "points": wording.in_points, "number": wording.plain_number,
-        "signed": wording.signed_number, "place": lambda share: f"{100 * share:.3f}%", "plural": wording.plural,
+        "signed": wording.signed_number, "place": lambda share: f"{100 * share:.3f}%", "plural": plural,
     }  # fmt: skip
     return made

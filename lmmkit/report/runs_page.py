@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmmkit.progress import plural
 from lmmkit.report.asked import ask_runs
 from lmmkit.report.image_shelf import ImageShelf
 from lmmkit.report.loaded_run import DRAWN, load_runs
@@ -15,7 +16,7 @@ from lmmkit.report.sections.samples import fits_of, samples_of
 from lmmkit.report.sections.setup import CLASSES, setup_of
 from lmmkit.report.sections.summary import summarise_runs
 from lmmkit.report.sections.training import training_of
-from lmmkit.report.wording import in_words, plural
+from lmmkit.report.wording import in_words
 
 FEW, LIMITS = 4, (2_900_000, 4_900_000)
 """Bytes of a page of at most `FEW` runs, and of one of more."""

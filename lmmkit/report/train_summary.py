@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmmkit.progress import duration
+from lmmkit.progress import duration, plural
 from lmmkit.runs.run_folder import RunFolder
 
 PART = 20  # the figures are means over the last twentieth of the last stage
@@ -46,7 +46,7 @@ def cost(run: RunFolder) -> str:
     steps, seconds = (records[-1]["step"] if records else 0), sum(r["seconds"] for r in records)
     tokens = sum(record["tokens"] for record in records)
     every = "" if len(records) == steps else f" ({len(records):,} of them logged)"
-    return f"{steps:,} steps{every}, {tokens:,} tokens, {duration(seconds)} of training; {run.path}"
+    return f"{plural(steps, 'step')}{every}, {plural(tokens, 'token')}, {duration(seconds)} of training; {run.path}"
 
 
 def _mean(records: _Records, key: str) -> float | None:

@@ -242,7 +242,9 @@ def _cut_text(whole: Layout, kept: Layout) -> str:
 def _dropped_text(dropped: Counter[str]) -> str:
     """Returns what the length policy left out of a sample, or cut, each as a sentence; empty if nothing was."""
     found = [
-        f"{what}: {dropped[name]}." for name, what in DROPPED.items() if name != "records" and dropped[name]
+        f"{one}s {why}: {dropped[name]}."
+        for name, (one, why) in DROPPED.items()
+        if name != "records" and dropped[name]
     ]
     return " ".join(each[0].upper() + each[1:] for each in found)
 

@@ -74,10 +74,5 @@ def in_words(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
-def plural(n: int, one: str, several: str | None = None) -> str:
-    """Returns "1 run" or "2 runs"."""
-    return f"{n:,} {one if n == 1 else several or one + 's'}"
-
-
 def _true_minus(text: str) -> str:
     return text.replace("-", MINUS)

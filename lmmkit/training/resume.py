@@ -125,7 +125,7 @@ def _refused(run: RunFolder, change: Change, terms: str, root: str) -> Problem:
     the recipe start."""
     where, accept = f"{run.path}: {change.key}", ""
     if change.key == "ranks":
-        got, before = (f"{n} ranks" for n in (change.now, change.before))
+        got, before = (f"{n} rank{'s' * (n != '1')}" for n in (change.now, change.before))
         return OTHER_RANKS.at(where, got=got, before=before, terms=terms)
     if is_cut(change.key):
         return OTHER_CUT.at(where, got=change.now, before=change.before, key=change.key, terms=terms)

@@ -27,6 +27,7 @@ from lmmkit.evaluate.terms import averages, step_blocks, term_sums
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.objective import Objective, sum_by_name
 from lmmkit.plan.prepare import Prepared
+from lmmkit.progress import plural
 from lmmkit.recipe import Validate
 from lmmkit.training.checkpoint.rng import eval_no_grad
 from lmmkit.training.distributed.fsdp import unsharded
@@ -123,7 +124,7 @@ class Validator:
         assert section is not None
         began = time.perf_counter()
         cost = f": {dropped_text(self.dropped)}" if self.dropped else ""
-        notify(f"step {at.step}: validating on {self.samples} samples of {section.data}{cost}")
+        notify(f"step {at.step}: validating on {plural(self.samples, 'sample')} of {section.data}{cost}")
         with (
             unsharded(self.chat_model.objective),
             eval_no_grad(self.chat_model.objective, self.chat_model.device),

@@ -181,3 +181,29 @@ def test_the_outcome_of_another_grid_of_one_name_replaces_none(tmp_path):
         kept = store.keep_outcome(path, after)
         assert kept == (name and tmp_path / name)
         assert json.loads((kept or path).read_text()) == before
+
+
+def test_the_outcome_of_a_grid_that_was_moved_is_replaced(tmp_path):
+    store, path = Store(tmp_path), tmp_path / "ablation.json"
+
+    def outcome(folder, keys, measures, roots=("data",)):
+        runs = [{"key": key} for key in keys]
+        arms = [{"variant": "base", "equal": "steps", "runs": runs}]
+        where = {"roots": [f"{folder}/{root}" for root in roots], "file": f"{folder}/g.yaml"}
+        return where | {"measures": measures, "arms": arms}
+
+    old = outcome("/a", ["k1", "k2"], {"m": "t/m"})
+    for new in (
+        outcome("/b", ["k1", "k2"], {"m": "t/m"}),
+        outcome("/b", ["k3", "k2", "k1"], {"n": "t/n", "m": "t/m"}),
+    ):
+        path.write_text(json.dumps(old))
+        assert store.keep_outcome(path, new) is None and path.exists()
+    lacking = [
+        outcome("/b", ["k1"], {"m": "t/m"}), outcome("/b", ["k1", "k2"], {"m": "t/n"}),
+        outcome("/b", ["k1", "k2"], {"m": "t/m"}, ("data", "more")), {"roots": ["/b/data"], "file": "/b/g.yaml"},
+    ]  # fmt: skip
+    for new in lacking:
+        path.write_text(json.dumps(old))
+        kept = store.keep_outcome(path, new)
+        assert kept is not None and json.loads(kept.read_text()) == old

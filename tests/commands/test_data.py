@@ -57,7 +57,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_what_is_wrong(recipe, sce
     assert "record 3" in text and "files/cannot-write" in text and str(report) in text
     skip = ("--set", "data.captions.bad_records=skip", "--set", "data.captions.bad_share=0.5")
     text = run(*words, *skip, "--report", report, code=3)
-    assert "1 bad ones, which" in text and "files/cannot-write" in text
+    assert "1 bad one, which" in text and "files/cannot-write" in text
 
 
 def test_a_file_that_ends_too_early_is_not_all_good_with_skip(recipe, scenes, tmp_path):
@@ -175,7 +175,7 @@ def test_convert_names_what_it_refuses_and_leaves_out(scenes, tmp_path):
     text = run(*asked, *columns, code=2)
     assert "r.jsonl:2" in text and "records/no-answer" in text and not (tmp_path / "new").exists()
     text = run(*asked, *columns, "--skip-bad")
-    assert "1 records, 0 images" in text and "2 records refused" in text
+    assert "1 record, 0 images" in text and "2 records refused" in text
     assert f"refused: {tmp_path}/r.jsonl:2 (record 1, id 'b')" in text and "[image/file]" in text
     assert "note, of 2 records: `tools` is not read" in text
     assert len((tmp_path / "new" / "refused.jsonl").read_text().splitlines()) == 2

@@ -281,7 +281,7 @@ def test_a_bad_other_sample_of_a_source_that_may_not_skip_is_an_error():
 def test_a_source_with_too_few_other_samples_is_an_error():
     with pytest.raises(UserError, match="plan/others") as error:
         negatives(Source(RECORDS[:2]), Reader(), samples=2).step(0)
-    assert "1 other samples of source `a`, of which 2 are wanted" in error.value.problems[0].got
+    assert "1 other sample of source `a`, of which 2 are wanted" in error.value.problems[0].got
     assert len(negatives(Source(RECORDS[:3]), Reader(), samples=3).step(0)[0].views_of("negatives")) == 6
 
 
@@ -334,7 +334,7 @@ def test_a_record_twice_in_a_step_is_offered_once():
 def test_a_step_with_too_few_other_samples_is_an_error():
     with pytest.raises(UserError, match="plan/others") as error:
         of_the_step(Source(RECORDS), Reader(), samples=2).step(1)
-    assert "1 other samples of step 2 of the stage, of which 2 are wanted" in error.value.problems[0].got
+    assert "1 other sample of step 2 of the stage, of which 2 are wanted" in error.value.problems[0].got
 
 
 def test_a_bad_record_of_the_step_is_no_other_sample():

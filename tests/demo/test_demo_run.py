@@ -10,7 +10,7 @@ from PIL import Image
 import lmmkit
 from lmmkit.demo.demo_run import DEMO_MODEL, write_demo_run
 from lmmkit.demo.image import draw_image
-from lmmkit.recipe import diff, read_recipe
+from lmmkit.recipe import diff, digest, read_recipe
 from lmmkit.recipe.shipped import find_recipe
 from lmmkit.report.loaded_run import load_runs
 from lmmkit.runs.list_runs import summarise_run
@@ -52,7 +52,8 @@ def test_it_counts_the_objects_of_scenes_it_has_not_seen(model, tmp_path):
 
 def test_the_run_around_it_is_done_and_has_no_log(tmp_path):
     run = write_demo_run(tmp_path / "direct", tmp_path / "scenes")
-    assert summarise_run(run).state == "done"
+    shown = summarise_run(run)
+    assert (shown.state, shown.recipe) == ("done", digest(read_recipe(DEMO_MODEL / "recipe.yaml"))[:8])
     (found,) = load_runs([run.path])
     assert not found.unfinished and not found.steps and any("metrics.jsonl" in text for text in found.missing)
     assert run.root == str(tmp_path / "scenes")

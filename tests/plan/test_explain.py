@@ -54,6 +54,6 @@ def test_a_trace_has_the_layout_that_is_left_after_truncation(tiny):
     )
     (view,) = (line for line in cut if line.startswith("  view main"))
     assert view.endswith("  16 rows") and "  16 rows" not in "".join(whole)
-    assert "  1 views cut to the context" in cut
+    assert "  1 view cut to the context" in cut
     layout = cut[cut.index(view) + 1]
     assert layout != whole[whole.index(next(x for x in whole if "view main" in x)) + 1]

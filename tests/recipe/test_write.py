@@ -14,6 +14,7 @@ from lmmkit.recipe import (
     diff,
     digest,
     dump,
+    flow_text,
     from_mapping,
     read_recipe,
     read_text,
@@ -56,6 +57,23 @@ def test_plugin_settings_survive_a_dump(value):
     recipe = from_mapping(raw)
     again = read_text(dump(recipe))
     assert diff(again, recipe) == [] and digest(again) == digest(recipe)
+
+
+def test_a_value_that_python_takes_for_another_or_that_has_changed_is_written_as_it_is():
+    for value, text in (
+        (1, "1"),
+        (True, "true"),
+        (1.0, "1.0"),
+        ([0], "[0]"),
+        ([False], "[false]"),
+        ([-0.0], "[-0.0]"),
+    ):
+        assert flow_text(value) == text
+    changing = {"a": [1], "b": 2}
+    assert flow_text(changing) == "{a: [1], b: 2}" == flow_text({"a": [1], "b": 2})
+    changing["a"].append(3)
+    assert flow_text(changing) == "{a: [1, 3], b: 2}"
+    assert flow_text({"b": 2, "a": [1]}) == "{b: 2, a: [1]}", "the order is part of a recipe"
 
 
 def test_a_digest_is_about_mathematics_and_data():

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 
 import pytest
+from PIL import Image as Pil
 
 from lmmkit.errors import UserError
+from lmmkit.recipe import read_text
 from lmmkit.report.data_page import data_page, stage_of
-from tests.conftest import DIRECT
+from tests.conftest import DIRECT, PLAIN
+from tests.data.test_images import noisy_image
 from tests.report.test_runs_page import EVIL, Parsed
 from tests.test_cli import run
 
 
 @pytest.fixture(scope="module")
 def page(scenes):
-    from lmmkit.recipe import read_text
-
     return data_page(read_text(DIRECT, name="tiny.yaml", root=scenes), count=5)
 
 
@@ -33,6 +36,20 @@ def test_each_image_is_on_the_page_once(page):
     uris = re.findall(r'href="(data:image/webp[^"]+)"', page.text)
     used = set(re.findall(r'<use href="#(u\d+)"', page.text))
     assert len(uris) == len(set(uris)) == len(used) and used == set(re.findall(r'id="(u\d+)"', page.text))
+
+
+def test_an_image_in_its_own_shape_is_drawn_in_it(scenes, tmp_path):
+    rows = json.loads((scenes / "finetune.json").read_text())[:1]
+    noisy_image(120, 24).save(tmp_path / "wide.png")
+    (tmp_path / "wide.json").write_text(json.dumps([rows[0] | {"image": "wide.png"}]))
+    sets = [f"{key}.image_fit={{kind: native, max_patches: 16}}" for key in ("data.questions", "model.chat")]
+    sets += [f"data.questions.records={tmp_path / 'wide.json'}", f"data.questions.images={tmp_path}"]
+    recipe = read_text(PLAIN, name="native.yaml", root=scenes, overrides=sets)
+    text = data_page(recipe, source="questions", count=1).text
+    (uri,) = re.findall(r'href="data:image/webp;base64,([^"]+)"', text)
+    width, height = Pil.open(io.BytesIO(base64.b64decode(uri))).size
+    assert width > 3 * height and "preserveAspectRatio" not in text  # its default keeps the shape
+    assert "in their own shape" in text and "pixels for each of its inputs" not in text
 
 
 def test_a_page_has_as_many_samples_as_its_bytes_allow(tiny, page):

@@ -133,7 +133,7 @@ def test_what_is_cut_is_counted(scenes):
 def test_a_view_that_is_left_out_is_named(scenes):
     sets = ("model.text.context=40", "stages.finetune.batch.too_long=drop")
     shown = reader_of(scenes, *sets, text=PLAIN).read(Place("questions", 0, 0, 0))
-    assert shown.views == [] and shown.dropped == "Views left out, which are longer than the context: 1."
+    assert shown.views == [] and shown.dropped == "Views longer than the context, left out: 1."
     shown = reader_of(scenes, "model.text.context=40", text=PLAIN).read(Place("questions", 0, 0, 0))
     assert shown.problem is not None and shown.problem.code == "data/too-long"
     assert shown.then == "training stops here"

@@ -58,9 +58,8 @@ def test_ratios_near_one_are_changes(ratio, text):
     assert wording.as_ratio(ratio) == text
 
 
-def test_lists_and_plurals():
+def test_lists():
     assert [wording.in_words(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
-    assert [wording.plural(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
 
 
 def test_an_interval_has_both_ends_or_none():

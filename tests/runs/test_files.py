@@ -9,7 +9,8 @@ import pytest
 
 from lmmkit.errors import UserError
 from lmmkit.runs import files
-from lmmkit.runs.files import clean_aside, file_crc32, finite, write_aside
+from lmmkit.runs.files import clean_aside, file_crc32, finite, write_aside, write_text_atomic
+from tests.support.disk_waits import record_waits
 
 
 def names(folder):
@@ -61,6 +62,18 @@ def test_replace_removes_a_link_and_not_its_target(tmp_path):
     (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
     written(tmp_path / "model", replace=True)
     assert not (tmp_path / "model").is_symlink() and names(tmp_path / "elsewhere") == ["x"]
+
+
+def test_what_is_written_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    events = record_waits(monkeypatch, files)
+    write_text_atomic(tmp_path / "a", "x")
+    temporary = tmp_path / f".a.{os.getpid()}.tmp"
+    assert events == ["write a", temporary, "publish a", "sync the name of a", tmp_path]
+    events.clear()
+    with write_aside(tmp_path / "model") as aside:
+        (aside / "b").touch()
+        (aside / "c").touch()
+    assert events == [aside / "b", aside / "c", aside, "publish the folder", tmp_path]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

@@ -322,3 +322,23 @@ def test_a_folder_whose_model_cannot_read_images_by_their_shape_is_refused(
     changes = f"data.questions.image_fit={fit}", f"model.chat.image_fit={fit}", "plugins.dpo.crop=0.0"
     ((code, got),) = problems_of(recipe_of(WHOLE, *after, *changes, f"stages.prefer.reference={folder}"))
     assert code == "plan/reference" and words in got
+
+
+@pytest.mark.parametrize(
+    "connector",
+    ["{kind: resampler, queries: 9}", "{kind: mlp2x_gelu, reduce: kept}"],
+    ids=["resampler", "reduce"],
+)
+def test_a_folder_whose_connector_mixes_patches_is_refused_for_images_that_keep_their_shape(
+    finished, recipe_of, tmp_path, connector
+):
+    """Its images of one size have as many rows as patches, so nothing else in it is unlike."""
+    folder = shutil.copytree(finished[2].model("first"), tmp_path / "mixing")
+    text = (folder / "recipe.yaml").read_text()
+    plugins = f"plugins:\n  kept: {{use: '{REDUCER}:keep_tokens', count: 9}}\n"
+    changed = text.replace("{kind: mlp2x_gelu}", connector).replace("plugins:\n", plugins)
+    assert connector in changed and plugins in changed
+    (folder / "recipe.yaml").write_text(changed)
+    native = f"data.questions.image_fit={NATIVE}", f"model.chat.image_fit={NATIVE}", "plugins.dpo.crop=0.0"
+    ((code, got),) = problems_of(recipe_of(WHOLE, *native, f"stages.prefer.reference={folder}"))
+    assert code == "plan/reference" and "without a row for each patch, for images that keep" in got

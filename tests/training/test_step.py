@@ -121,7 +121,7 @@ def test_a_context_without_room_for_any_answer_is_reported_by_check_and_trace(sc
     assert found["dropped"] == {"truncated": 16, "no_target": 16, "records": 16}
     result = CliRunner().invoke(app, ["plugins", "trace", *words, "--stage", "finetune", "--samples", "1"])
     assert result.exit_code == 0 and "image[9]" not in result.stdout and "view main" not in result.stdout
-    assert "1 records of which nothing is left, 1 views cut to the context" in " ".join(result.stdout.split())
+    assert "1 record of which nothing is left, 1 view cut to the context" in " ".join(result.stdout.split())
     result = CliRunner().invoke(
         app, ["plugins", "trace", *words[:3], "--stage", "finetune", "--samples", "1"]
     )

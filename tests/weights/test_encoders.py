@@ -15,8 +15,9 @@ from timm.models import save_for_hf
 import lmmkit
 from lmmkit import build
 from lmmkit.errors import UserError
-from lmmkit.import_export import export_model, import_model, show_model
+from lmmkit.import_export import export_model, import_model
 from lmmkit.plan.prepare import prepare
+from lmmkit.show_model import show_model
 from lmmkit.training.run import train
 from lmmkit.weights.detect import ENCODER, LLAVA_HF
 from lmmkit.weights.pretrained_folder import _spelt
@@ -124,6 +125,15 @@ def test_a_llava_s_own_layer_is_read_where_the_recipe_names_none(tiny, tmp_path)
     depths = [len(built(tiny(f"model.vision={{from: {public}{layer}}}", text=PLAIN)).blocks)
               for layer in ("", ", feature_layer: -2")]  # fmt: skip
     assert depths == [3, 2]
+
+
+def test_an_encoder_inside_a_llava_is_never_left_out_for_one_of_timm(tmp_path):
+    llava = hf_model_folders.saved(hf_model_folders.llava("llama", "clip", "plain"), tmp_path / "llava")
+    args = {"img_size": 30, "patch_size": 10, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    model = timm.create_model(KINDS["clip"][0], pretrained=False, **args)
+    save_for_hf(model, tmp_path / "timm", model_args=args, safe_serialization=True)
+    with pytest.raises(UserError, match=r"extra, such as vision.*CLIP or SigLIP.*weights/extra-tensors"):
+        import_model(llava, tmp_path / "no", vision=tmp_path / "timm")
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "timm"])

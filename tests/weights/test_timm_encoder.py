@@ -15,10 +15,10 @@ from timm.models import save_for_hf
 import lmmkit
 from lmmkit import build
 from lmmkit.errors import UserError
-from lmmkit.import_export import show_model
 from lmmkit.model.timm_vit import resample_of
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
+from lmmkit.show_model import show_model
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 from tests.support.hf_weights import scramble

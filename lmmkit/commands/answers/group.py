@@ -19,7 +19,7 @@ from lmmkit.commands.support.common import (
     print_text,
     reporting,
 )
-from lmmkit.progress import working
+from lmmkit.progress import plural, working
 
 if TYPE_CHECKING:
     from lmmkit.evaluate.answers.compare import Comparison
@@ -129,7 +129,7 @@ def compare(
     for each in found:
         if each.left_out:
             print_text(
-                f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out"
+                f"{each.task}: {plural(each.left_out, 'scored answer')} to other questions or prompts left out"
             )
     print_text(
         "Mean scores by question, in points. p: McNemar's exact test, or for shares one by random signs, which take "
@@ -142,7 +142,7 @@ def _common_answers(first: Path, second: Path, names: Sequence[str]) -> list[dic
     """Returns the answers of two models by task, of the tasks `names` or of all that both have, without those that have
     no scores. Raises `UserError` for a task that one of them lacks, and if there is none in common."""
     from lmmkit.errors import UserError, raise_all
-    from lmmkit.errors.answers import NO_ANSWERS
+    from lmmkit.errors.answers import NO_ANSWERS, SAME_ANSWERS
     from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
     from lmmkit.evaluate.answers.locate import task_folders
 
@@ -155,6 +155,11 @@ def _common_answers(first: Path, second: Path, names: Sequence[str]) -> list[dic
     raise_all(NO_ANSWERS.at("--on", got=f"`{name}`", nearest=known) for name in names if name not in common)
     if not common:
         raise UserError(NO_ANSWERS.at(f"{first} and {second}", got="no task in common", nearest=known))
+    raise_all(
+        SAME_ANSWERS.at(str(second), got=f"the answers of {first} to {task}")
+        for task in names or common
+        if folders[0][task].resolve() == folders[1][task].resolve()
+    )
 
     def answers_in(folder: Path) -> list[Answer]:
         return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())
@@ -261,7 +266,7 @@ def judge(
         print_table(aligned(task, made.table(figures)))
     out.print(f"{task}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
     if found.waiting:
-        out.print(f"{task}: {len(found.waiting):,} requests in {folder / REQUESTS}")
+        out.print(f"{task}: {plural(len(found.waiting), 'request')} in {folder / REQUESTS}")
 
 
 def _items(name: str, files: Path, split: str | None):

@@ -27,7 +27,7 @@ from lmmkit.commands.support.common import (
     show,
 )
 from lmmkit.errors import LmmkitError, UserError
-from lmmkit.progress import duration, working
+from lmmkit.progress import duration, plural, working
 
 if TYPE_CHECKING:
     from lmmkit.ablation.arms import Arm
@@ -86,6 +86,7 @@ def ablate(
         from lmmkit.evaluate.answers.compare import libraries
 
     _require_one({"--dry-run": dry_run, "--forecast": only_forecast, "--emit": bool(emit), "--json": as_json})
+    _require_one({"--emit": bool(emit), "--jobs": jobs is not None})
     file = read_grid(grid, roots=root or ())
     arms = read_arms(file)
     libraries("ablate")
@@ -178,20 +179,22 @@ class Plan:
         left, lengths = self.planned.forecast, self.planned.unmeasured
         lines = [f"no runs yet, as their lengths are not measured: {', '.join(lengths)}"] if lengths else []
         number = len(left_over(self.store, self.runs))
+        some = f"{plural(number, 'command')} {'is' if number == 1 else 'are'}"
         if number and left is not None:
             cpu, idle = duration(left.cpu_seconds), duration(left.idle_seconds)
             side = f"with {left.side} side by side {idle} if nothing else runs"
             if left.load > BUSY:
                 side += f", {duration(left.wall_seconds)} if the machine stays as busy as it is"
-            lines.append(f"{number} commands are left: about {cpu} of CPU time; {side}")
+            lines.append(f"{some} left: about {cpu} of CPU time; {side}")
         elif number or lengths:
-            lines.append(f"{number} commands are left; `--forecast` measures how long they take")
+            lines.append(f"{some} left; `--forecast` measures how long they take")
         return "\n".join(lines) or "everything is done."
 
     def table(self) -> Table:
         """Returns the runs: arm, seed, the keys of the stages, and what is done."""
         table = Table(
-            title=f"{self.file.name}: {len(self.runs)} runs in {self.store.root}", title_justify="left"
+            title=f"{self.file.name}: {plural(len(self.runs), 'run')} in {self.store.root}",
+            title_justify="left",
         )
         for heading in ("arm", "equal", "seed", "stages", "steps", "state"):
             table.add_column(heading, no_wrap=heading == "arm")
@@ -233,7 +236,7 @@ def _run_all(plan: Plan, trust_files: bool) -> dict[str, Failure]:
         return {}
     seconds = {item.name: item.seconds for item in left.items}
     work = [each for each in work_of(plan.store, plan.runs, trust_files=trust_files) if each.name in seconds]
-    with working(f"{plan.file.name}: {len(work)} commands", max(1e-9, left.cpu_seconds)) as move:
+    with working(f"{plan.file.name}: {plural(len(work), 'command')}", max(1e-9, left.cpu_seconds)) as move:
         on_board: set[str] = set()
 
         def show_jobs(jobs: Sequence[Job], ended: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 @reporting
 def show_runs(
-    folder: Annotated[Path, typer.Argument(help="A folder with runs in it, at any depth.")] = Path("."),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="A folder with runs in it, at any depth. \\[default: the current folder]"),
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Two runs to show next to each other.")
     ] = None,
@@ -30,20 +34,25 @@ def show_runs(
     The loss is the mean of the last 20 logged steps. Done: the model of the last stage is written.
     """
     from lmmkit.errors import UserError
-    from lmmkit.errors.training import NOT_A_FOLDER
+    from lmmkit.errors.report import SAME_RUN
+    from lmmkit.errors.training import NOT_A_FOLDER, RUNS_COMPARE
     from lmmkit.runs.list_runs import find_runs, summarise_run
     from lmmkit.runs.run_folder import RunFolder
 
     if compare is not None:
-        found = [summarise_run(RunFolder.open(path)) for path in compare]
-    elif not folder.is_dir():
+        if folder is not None:
+            raise UserError(RUNS_COMPARE.at(str(folder), got="both"))
+        pair = [RunFolder.open(path) for path in compare]
+        if pair[0].path.resolve() == pair[1].path.resolve():
+            raise UserError(SAME_RUN.at(str(compare[1]), got=f"the run {compare[0]} itself"))
+        both = [summarise_run(run) for run in pair]
+        return _print_as_json(both) if as_json else _print_pair(*both)
+    folder = folder or Path()
+    if not folder.is_dir():
         raise UserError(NOT_A_FOLDER.at(str(folder), got="a file" if folder.exists() else "no such folder"))
-    else:
-        found = [summarise_run(run) for run in find_runs(folder)]
+    found = [summarise_run(run) for run in find_runs(folder)]
     if as_json:
-        return print_json([{**asdict(each), "run": str(each.run.path)} for each in found])
-    if compare is not None:
-        return _print_pair(*found)
+        return _print_as_json(found)
     if not found:
         return out.print(f"{folder}: no run in it or below it.")
     table = Table()
@@ -60,6 +69,10 @@ def show_runs(
     for each in found:
         if each.problem:
             print_text(f"damaged: {each.problem}")
+
+
+def _print_as_json(found: Sequence[RunSummary]) -> None:
+    print_json([{**asdict(each), "run": str(each.run.path)} for each in found])
 
 
 def _print_pair(a: RunSummary, b: RunSummary) -> None:

@@ -21,7 +21,7 @@ from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
 from lmmkit.plan.pretrained import resolve_encoder
 from lmmkit.plan.shapes import image_of
-from lmmkit.progress import working
+from lmmkit.progress import plural, working
 from lmmkit.recipe import Recipe, VisionFrom
 
 FIGURES = ("records", "bad_records", "images", "bad_images", "record_seconds", "image_seconds")
@@ -114,7 +114,8 @@ def check_records(
     image_count, bad_images = _check_images(records, on_bad_record, decode, spec)
     bad, most = meta["bad_records"] + bad_images, policy.allowed(meta["records"])
     if bad > most:
-        got = f"{meta['bad_records']} bad records and {bad_images} bad images, all listed in {report.path}"
+        both = [plural(meta["bad_records"], "bad record"), plural(bad_images, "bad image")]
+        got = f"{' and '.join(both)}, all listed in {report.path}"
         more = MORE_PROBLEMS.at(str(indexed.path), got=got, most=most)
         report.refuse(name, [*first, *[more] * (bad > len(first))])
     elif records.unread:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lmmkit.commands.support.common import STARTING, Json, print_json, print_text, reporting
-from lmmkit.progress import working
+from lmmkit.progress import plural, working
 
 if TYPE_CHECKING:
     from lmmkit.data.convert.convert_records import ConvertReport
@@ -86,7 +86,8 @@ def convert(
     if as_json:
         return print_json(report.as_json())
     print_text(
-        f"{source}, read as `{read_as}`, in {target}: {report.records} records, {report.images} images copied"
+        f"{source}, read as `{read_as}`, in {target}: {plural(report.records, 'record')}, "
+        f"{plural(report.images, 'image')} copied"
     )
     for line in _shown(report, target):
         print_text(line)
@@ -127,14 +128,14 @@ def _columns(given: list[str]) -> dict[str, str]:
 def _shown(report: ConvertReport, target: Path) -> Iterator[str]:
     """Yields the lines about what was not carried, what is read in another way, and what was refused."""
     for what, count in sorted(report.lost.items()):
-        yield f"not carried, of {count} records: {what}"
+        yield f"not carried, of {plural(count, 'record')}: {what}"
     for what, count in report.notes.items():
         if what not in report.lost:
-            yield f"note, of {count} records: {what}"
+            yield f"note, of {plural(count, 'record')}: {what}"
     for bad in report.refused[:SHOWN]:
         problem = bad.problem()
         yield f"refused: {problem.where}: {problem.got}; expected {problem.expected} [{problem.code}]"
     if report.bad_records:
-        yield f"{report.bad_records} records refused, listed in {target / 'refused.jsonl'}"
+        yield f"{plural(report.bad_records, 'record')} refused, listed in {target / 'refused.jsonl'}"
     settings = ", ".join(f"{key}: {value}" for key, value in report.recipe.items())
     yield f"in a recipe: {{{settings}, template: ..., image_fit: ...}}"

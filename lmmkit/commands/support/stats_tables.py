@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from lmmkit.progress import plural
+
 ALL = "all"  # the name of the line of all sources, unless a source has it
 
 
@@ -28,14 +30,14 @@ def stats_notes(found: Mapping[str, Any]) -> Iterator[str]:
     """Yields what else is worth a line: which records were measured, and what is read in another way."""
     if parts := [name for name, each in found["sources"].items() if _is_part(each)]:
         yield (
-            f"turns, images and rows are those of {found['sample']:,} records, chosen at random "
+            f"turns, images and rows are those of {plural(found['sample'], 'record')}, chosen at random "
             f"(seed {found['seed']}), in {', '.join(parts)}; images of the other records were not looked at"
         )
     for name, each in found["sources"].items():
         if n := each["nothing_supervised"]:
-            yield f"{name}: {n:,} records have nothing supervised; training leaves them out"
+            yield f"{name}: {plural(n, 'record')} with nothing supervised, which training leaves out"
         for what, n in each["notes"].items():
-            yield f"{name}: {n:,} records: {what}"
+            yield f"{name}: {plural(n, 'record')}: {what}"
 
 
 def _records(lines: list[tuple[str, Mapping[str, Any]]]) -> Table:

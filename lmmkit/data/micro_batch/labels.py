@@ -12,6 +12,7 @@ from lmmkit.api.batch import Ragged, RowGather
 from lmmkit.api.sample import Label, View
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.plan import LABEL
+from lmmkit.progress import plural
 
 _DTYPES = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float32}  # by kind of dtype
 
@@ -54,7 +55,8 @@ def item_labels(
         wrong = (count_V > 0) & (size_V != count_V)
         if wrong.any():
             v = int(wrong.nonzero()[0])
-            got = f"{size_V[v]} values, and {count_V[v]} rows of view `{views[v][0]}` that `at` selects"
+            given, read = plural(int(size_V[v]), "value"), plural(int(count_V[v]), "row")
+            got = f"{given}, and {read} of view `{views[v][0]}` that `at` selects"
             raise UserError(_wrong(f"plugin `{name}`, label `{key.partition('/')[2]}`", views[v][1], got))
         found[key] = flat[(size_V.cumsum(0) - size_V)[view_Q] + place_Q]
     return found

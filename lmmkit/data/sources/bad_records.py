@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import TOO_MANY
+from lmmkit.progress import plural
 from lmmkit.runs.files import write_text_atomic
 
 ALWAYS = 10  # bad records that `skip` always allows, even in a small source
@@ -103,7 +104,7 @@ class BadRecordLog:
         for name in {name for name, _ in found}:
             most = self.policies[name].allowed(self.per_step[name] * (index + 1))
             if self.counts[name] > most:
-                got = f"{self.counts[name]} bad records of source `{name}`, listed in {self.path}"
+                got = f"{plural(self.counts[name], 'bad record')} of source `{name}`, listed in {self.path}"
                 last = [bad.problem() for source, bad in found if source == name]
                 more = TOO_MANY.at(f"data.{name}", got=got, most=f"{most} by step {step}")
                 raise UserError([*last, more])

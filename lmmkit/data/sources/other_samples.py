@@ -10,6 +10,7 @@ from lmmkit.api.sample import Sample
 from lmmkit.data.sampler import philox
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import OTHERS
+from lmmkit.progress import plural
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Others:
         while len(self._found) < n:
             found = next(self._draws, None)
             if found is None:
-                got = f"{len(self._found)} other samples of {self.source.name}, of which {n} are wanted"
+                got = f"{plural(len(self._found), 'other sample')} of {self.source.name}, of which {n} are wanted"
                 raise UserError(OTHERS.at(f"plugins.{self.instance}, sample {self.sample.key}", got=got))
             self._found.append(found)
         return self._found[:n]

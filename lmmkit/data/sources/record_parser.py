@@ -42,6 +42,7 @@ from lmmkit.errors.data import (
     TURN_WEIGHT,
     TYPE,
 )
+from lmmkit.progress import plural
 
 MAX_CHARS = 1_000_000  # of one conversation; tokenizing takes seconds beyond it
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
@@ -325,7 +326,7 @@ class RecordParser:
         if turns[-1].role == "user":
             self.wrong(ANSWER, "conversations", "a last question without an answer")
         elif self.template == "plain" and len(turns) != 2:
-            self.wrong(RECORDS_PLAIN, "conversations", f"{len(turns)} turns")
+            self.wrong(RECORDS_PLAIN, "conversations", plural(len(turns), "turn"))
 
     def place(self, turns: list[Turn], images: int, *, marked: bool) -> list[Turn]:
         """Returns the turns with images in place of the markers.
@@ -346,7 +347,7 @@ class RecordParser:
                 self.wrong(MEDIA, f"conversations.{i + self.before}.value", f"`{found[0]}`")
         if sum(marks) != images:
             at = [i + self.before for i, mark in enumerate(marks) if mark]
-            got = f"{images} images for {sum(marks)} {MARKER} (turns {at})"
+            got = f"{plural(images, 'image')} for {sum(marks)} {MARKER} (turns {at})"
             self.wrong(MARKERS, "conversations", got)
         elif images and any(MARKER in turn.text for turn in turns if turn.role == "assistant"):
             self.wrong(MARKERS, "conversations", f"{MARKER} in an answer")

@@ -38,7 +38,7 @@ from lmmkit.errors.data import (
     RECORDS_UNREAD,
     TOO_MANY,
 )
-from lmmkit.progress import counted, working
+from lmmkit.progress import counted, plural, working
 
 LISTED = 20  # problems that are listed one by one
 
@@ -192,7 +192,7 @@ def _refuse(records: Records) -> None:
     if meta["bad_records"] <= most:
         problems = records.unread
     elif records.bad_records.kind == "skip":
-        got = f"{meta['bad_records']} bad records of {meta['records']}"
+        got = f"{plural(meta['bad_records'], 'bad record')} of {meta['records']}"
         problems.append(TOO_MANY.at(where, got=got, most=most))
     elif total > len(problems):
         got = f"{total} problems, of which {len(problems)} are listed above"
@@ -204,7 +204,7 @@ def _refuse(records: Records) -> None:
         outside = records.indexed.paths_outside()
         problems = [RECORDS_PATH.at(f"{where}, {path}", got=got) for path, got in outside]
         if len(problems) > LISTED:
-            got = f"{len(problems)} problems, of which {LISTED} are listed above"
+            got = f"{plural(len(problems), 'problem')}, of which {LISTED} are listed above"
             problems[LISTED:] = [MORE_PROBLEMS.at(where, got=got, most=0)]
     raise_all(problems)
 
@@ -221,7 +221,7 @@ def too_many(records: Records, found: list[Problem], limit: int = LISTED) -> lis
     most = records.bad_records.allowed(len(records))
     if len(found) <= most:
         return []
-    got = f"{len(found)} bad images of source `{records.name}`"
+    got = f"{plural(len(found), 'bad image')} of source `{records.name}`"
     more = TOO_MANY.at(str(records.path), got=got, most=most)
     return [*found[:limit], *[more] * (len(found) > limit or most > 0)]
 

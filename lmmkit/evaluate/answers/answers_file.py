@@ -16,6 +16,7 @@ from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.answers import ANSWERS_CANNOT_WRITE, CHANGED, DUPLICATE
 from lmmkit.errors.training import RUN_DAMAGED
 from lmmkit.evaluate.answers.schema import CONDITIONS, FORMAT, Answer, AnswerKey, answer_of
+from lmmkit.progress import plural
 from lmmkit.runs.files import io_point, read_json, unwritable, write_json_atomic, write_text_atomic
 
 NAME, HEADER = "answers.jsonl", "answers.json"
@@ -134,7 +135,7 @@ def by_key(answers: Iterable[Answer], where: str) -> dict[AnswerKey, Answer]:
         found[answer.key] = answer
     if twice:
         named = ", ".join(f"`{id}` ({condition})" for condition, id in twice[:5])
-        raise UserError(DUPLICATE.at(where, got=f"{len(twice)} more answers, to {named}"))
+        raise UserError(DUPLICATE.at(where, got=f"{plural(len(twice), 'more answer')}, to {named}"))
     return found
 
 

@@ -17,6 +17,7 @@ from lmmkit.evaluate.answers.schema import OWN, Answer, data_sha, prompt_sha
 from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.benchmarks.benchmark import Item
 from lmmkit.evaluate.option_letters import ASK_LETTER
+from lmmkit.progress import plural
 
 NAMED = 5  # ids in a message
 ASK_YES_NO = "please answer yes or no."  # the end of MME's questions, which LLaVA's prompts leave out
@@ -69,7 +70,7 @@ def matched(items: Sequence[Item], answers: Sequence[ForeignAnswer], where: str)
     if len(best.items) < len(given):
         best = _in_order(items, given, where) or best
     if not best.items:
-        got = f"{len(answers):,} answers, such as to `{answers[0].id or answers[0].prompt[:60]}`"
+        got = f"{plural(len(answers), 'answer')}, such as to `{answers[0].id or answers[0].prompt[:60]}`"
         raise UserError(OTHER_QUESTIONS.at(where, got=got))
     texts: dict[str, str] = {}
     repeated, different, extra = [], [], []
@@ -82,7 +83,9 @@ def matched(items: Sequence[Item], answers: Sequence[ForeignAnswer], where: str)
             else:
                 texts[id] = answer.text
     if different:
-        got = f"{len(different):,} more answers, to {', '.join(f'`{id}`' for id in different[:NAMED])}"
+        got = (
+            f"{plural(len(different), 'more answer')}, to {', '.join(f'`{id}`' for id in different[:NAMED])}"
+        )
         raise UserError(DUPLICATE.at(where, got=got))
     return Matched(
         texts=texts, by=best.by, missing=tuple(item.id for item in items if item.id not in texts), extra=tuple(extra),
@@ -209,7 +212,7 @@ def _in_order(items: Sequence[Item], answers: Sequence[ForeignAnswer], where: st
             fitting.setdefault(tuple(item.id for item in part), name)
     if len(fitting) > 1:
         names = ", ".join(name.removeprefix("order in ") for name in fitting.values())
-        got = f"{len(answers):,} answers without ids and questions, as many as each of {names} has"
+        got = f"{plural(len(answers), 'answer')} without ids and questions, as many as each of {names} has"
         raise UserError(OTHER_QUESTIONS.at(where, got=got))
     return next((_Fit(name, [(id,) for id in ids]) for ids, name in fitting.items()), None)
 

@@ -26,7 +26,7 @@ from lmmkit.evaluate.answers.schema import AnswerKey
 from lmmkit.inference.chat_model import PROMPT_ROWS, ChatModel
 from lmmkit.inference.generate import generate, greedy
 from lmmkit.memory_faults import naming_memory
-from lmmkit.progress import counted, working
+from lmmkit.progress import counted, plural, working
 
 CACHE_ROWS = 16_384  # of the KV cache, in one batch: its memory grows with this number
 
@@ -195,7 +195,7 @@ def _sizes(chat_model: ChatModel, questions: Sequence[AskedQuestion], max_new_to
             problems.setdefault(where, TOO_LONG.at(where, got=f"a prompt of {sizes[-1].rows} rows", **room))
     listed, more = list(problems.values())[:LISTED], len(problems) - LISTED
     if more > 0:
-        listed.append(TOO_LONG.at("further samples", got=f"{more:,} more such prompts", **room))
+        listed.append(TOO_LONG.at("further samples", got=plural(more, "more such prompt"), **room))
     raise_all(listed)
     return sizes
 

@@ -23,6 +23,7 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure, Line, percent
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import plural
 from lmmkit.recipe import Control
 
 MAX_NEW_TOKENS = 128
@@ -94,7 +95,9 @@ class QuestionsTask(EvalTask):
         items = [item_of(sample) for sample in samples]
         if self.section.match in TEN:
             raise_all(
-                NEEDS_TEN.at(f"sample {item.id}", got=f"{len(item.gold)} answers", match=self.section.match)
+                NEEDS_TEN.at(
+                    f"sample {item.id}", got=plural(len(item.gold), "answer"), match=self.section.match
+                )
                 for item in items
                 if len(item.gold) != 10
             )

@@ -46,15 +46,20 @@ def images_by_shape(recipe: Recipe, dims: Dims) -> list[Problem]:
         return []
     if connector is None:
         return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
-    if connector.reduce is not None or not _row_of_each_patch(connector, dims.image.grid):
-        by = f" with `reduce: {connector.reduce}`" if connector.reduce else ""
-        problems.append(TILES.at(recipe.where("model.connector"), got=f"connector {connector.kind}{by}"))
+    if got := mixing_connector(connector, dims.image.grid):
+        problems.append(TILES.at(recipe.where("model.connector"), got=got))
     problems += _tiles(recipe, {key: fit for key, fit in found.items() if isinstance(fit, AnyRes)}, dims)
     return problems + _native(recipe, {key: fit for key, fit in found.items() if isinstance(fit, Native)})
 
 
-def _row_of_each_patch(connector: ConnectorConfig, grid: tuple[int, int]) -> bool:
-    return CONNECTORS[connector.kind].fixed_patches and connector_rows(connector, grid) == grid[0] * grid[1]
+def mixing_connector(connector: ConnectorConfig, grid: tuple[int, int]) -> str:
+    """Returns a connector in words if it does not make one row of each patch; else an empty text."""
+    if connector.reduce is not None:
+        return f"connector {connector.kind} with `reduce: {connector.reduce}`"
+    of_each = (
+        CONNECTORS[connector.kind].fixed_patches and connector_rows(connector, grid) == grid[0] * grid[1]
+    )
+    return "" if of_each else f"connector {connector.kind}"
 
 
 def _tiles(recipe: Recipe, found: Mapping[str, AnyRes], dims: Dims) -> list[Problem]:

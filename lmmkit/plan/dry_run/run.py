@@ -48,6 +48,7 @@ from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
 from lmmkit.plan.prepare import Prepared, smallest_step
 from lmmkit.plugin_calls.source import inner_imports, unused
+from lmmkit.progress import plural
 
 Modules = dict[str, nn.Module | None]  # of the components without a problem so far
 SAMPLES = 12  # of the micro-batches
@@ -238,5 +239,5 @@ def _without_targets(subject: TermSubject, task: AuxTask) -> Sequence[Problem]:
     batch = subject.pack(subject.samples)
     if batch.count[task.name]:
         return ()
-    got = f"nothing to learn in the views of {len(subject.samples)} samples"
+    got = f"nothing to learn in the views of {plural(len(subject.samples), 'sample')}"
     return [problem(NO_ITEMS, task.name, "views", task, got)]

@@ -27,6 +27,7 @@ from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plan.dry_run.term_subject import Group, TermSubject, summed_value, whole_value
 from lmmkit.plugin_calls.devices import watched
 from lmmkit.plugin_calls.guard import calling, returned, shown
+from lmmkit.progress import plural
 
 CALLS = 2  # of `value` with the same inputs, and one more
 CLOSE = 1e-3  # relative; sums of float32 in another order differ by less
@@ -189,7 +190,7 @@ def sound_images(subject: TermSubject) -> Iterator[Problem]:
 def some_items(subject: TermSubject) -> Iterator[Problem]:
     """Finds a term without items."""
     if not subject.groups[2].batch.count[subject.term.name]:
-        got = f"no item in {len(subject.samples)} samples"
+        got = f"no item in {plural(len(subject.samples), 'sample')}"
         yield problem(NO_ITEMS, subject.term.name, "count", subject.term, got)
 
 

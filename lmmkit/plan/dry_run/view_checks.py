@@ -26,6 +26,7 @@ from lmmkit.errors.plan import LABEL
 from lmmkit.plan.dry_run.label_checks import plain_text
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import returned
+from lmmkit.progress import plural
 
 EDITS = 16  # different edits that are tried
 # how far an edited image may differ at another size: so often the unedited one, and more
@@ -56,7 +57,7 @@ class ViewSubject:
             return self.source
         first = min(self._places[sample.key] // self.step * self.step, max(len(self.samples) - self.step, 0))
         near = {each.key: each for each in self.samples[first : first + self.step]}
-        return SourceSamples.among(list(near.values()), f"a step of {self.step} samples")
+        return SourceSamples.among(list(near.values()), f"a step of {plural(self.step, 'sample')}")
 
     @cached_property
     def source(self) -> SourceSamples:
@@ -164,7 +165,7 @@ def _edit_text(edit: ImageEdit | None) -> str:
 def some_views(subject: ViewSubject) -> Iterator[Problem]:
     """Finds a task that makes no view of any sample."""
     if not subject.all:
-        got = f"no view of {len(subject.samples)} samples"
+        got = f"no view of {plural(len(subject.samples), 'sample')}"
         yield problem(NO_VIEWS, subject.task.name, "views", subject.task, got)
 
 

@@ -8,10 +8,11 @@ from typing import TypeVar
 import numpy as np
 
 from lmmkit.evaluate.answers.schema import OWN
+from lmmkit.progress import plural
 from lmmkit.report.asked import AskedRuns, not_adding_up
 from lmmkit.report.loaded_run import DRAWN, LoadedRun
 from lmmkit.report.sections.measures import Measure
-from lmmkit.report.wording import in_words, plain_number, plural
+from lmmkit.report.wording import in_words, plain_number
 from lmmkit.runs.files import finite
 
 FEW = 10  # images or scenes, below which a bootstrap of them shows too little spread

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lmmkit.evaluate.answers.schema import OWN
 from lmmkit.evaluate.task import Figure
+from lmmkit.progress import plural
 from lmmkit.report.asked import AskedRuns
 from lmmkit.report.loaded_run import LoadedRun
 from lmmkit.report.sections.caveats import cautions, distrust, uneven_speed
@@ -20,7 +21,7 @@ from lmmkit.report.sections.measures import (
     puzzle_measures,
 )
 from lmmkit.report.sections.puzzles import PuzzleResult
-from lmmkit.report.wording import in_percent, in_words, plural
+from lmmkit.report.wording import in_percent, in_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,8 +182,8 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 def _bytes(model: Exported, dtype: torch.dtype) -> int:
     """Returns the bytes of the written weights, without the rows that an export adds."""
-    held = common_tensors(model.vision, model.connector, model.text) | _after_feature_layer(model)
-    return sum(tensor.numel() for tensor in held.values()) * dtype.itemsize
+    written = common_tensors(model.vision, model.connector, model.text) | _after_feature_layer(model)
+    return sum(tensor.numel() for tensor in written.values()) * dtype.itemsize
 
 
 def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], *, size: int) -> None:
@@ -191,23 +191,23 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], *, size: 
     the progress that is shown."""
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
-    total = held = 0
+    total = filled = 0
 
     def close() -> None:
-        nonlocal held
-        with moving(move, total - held, total):
+        nonlocal filled
+        with moving(move, total - filled, total):
             file = folder / f"shard-{len(shards)}"
             tensor_writer.write(file, tensor_writer.widest_first(shard), {"format": "pt"})
         shards.append(list(shard))
         shard.clear()
-        held = 0
+        filled = 0
 
     with working_bytes("writing weights", size) as move:
         for name, tensor in tensors:
-            if shard and held + tensor.nbytes > MAX_FILE_BYTES:
+            if shard and filled + tensor.nbytes > MAX_FILE_BYTES:
                 close()
             shard[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-            held, total = held + tensor.nbytes, total + tensor.nbytes
+            filled, total = filled + tensor.nbytes, total + tensor.nbytes
         close()
     one = len(shards) == 1
     names = ["model.safetensors"] if one else [

@@ -84,6 +84,8 @@ def test_two_results_are_comparison_lines(tmp_path):
     ] == pytest.approx(0.5)
     assert json.loads(run("compare", tmp_path / "A" / "toy", tmp_path / "B" / "toy", "--json")) == [found]
     assert "answers/no-answers" in run("compare", tmp_path / "A", tmp_path / "B", "--on", "gqa", code=2)
+    for itself in ("A", "A/toy"):
+        assert "answers/same" in run("compare", tmp_path / itself, tmp_path / "B" / ".." / itself, code=2)
 
 
 def test_the_table_of_a_comparison_fits_into_80_columns(capsys, monkeypatch):

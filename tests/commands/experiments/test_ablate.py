@@ -79,7 +79,13 @@ def test_a_variant_whose_plan_is_that_of_the_base_is_refused(tmp_path, scenes, p
 
 def test_options_that_exclude_each_other_are_refused(tmp_path, scenes):
     path = write_grid(tmp_path, scenes, GRID)
-    for words in (["--dry-run", "--json"], ["--forecast", "--emit", "slurm"], ["--dry-run", "--forecast"]):
+    emit = ["--emit", "slurm"]
+    for words in (
+        ["--dry-run", "--json"],
+        ["--forecast", *emit],
+        ["--dry-run", "--forecast"],
+        [*emit, "--jobs", 2],
+    ):
         assert "ablation/options" in run("ablate", path, *words, code=2)
 
 

@@ -66,6 +66,17 @@ def test_no_run_and_no_folder(tmp_path):
     assert "run/not-a-run" in lmmkit("runs", "--compare", tmp_path, tmp_path, code=2)
 
 
+def test_a_comparison_is_of_two_runs_and_has_no_folder(tmp_path):
+    for name in "ab":
+        make(tmp_path / name)
+    pair = tmp_path / "a", tmp_path / "b"
+    assert "run/compare" in lmmkit("runs", tmp_path, "--compare", *pair, code=2)
+    assert "report/same-run" in lmmkit("runs", "--compare", pair[0], pair[1] / ".." / "a", code=2)
+    assert [each["run"] for each in json.loads(lmmkit("runs", "--compare", *pair, "--json"))] == [
+        *map(str, pair)
+    ]
+
+
 def test_a_folder_of_runs_that_is_no_run_names_them(tmp_path):
     for name in ("llava", "direct"):
         make(tmp_path / name)

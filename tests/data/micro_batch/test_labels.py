@@ -191,10 +191,10 @@ def test_a_label_of_rows_has_a_value_for_each_item():
     [
         (
             Ragged(torch.zeros(6), torch.tensor([0, 0, 2, 2, 3, 3])),
-            "sample b: 2 values, and 1 rows of view `main`",
+            "sample b: 2 values, and 1 row of view `main`",
         ),
-        (Ragged(torch.zeros(4), torch.tensor([0, 0, 2, 3])), "sample c: 1 values, and 2 rows"),
-        (torch.zeros(4, 2), "sample b: 2 values, and 1 rows"),
+        (Ragged(torch.zeros(4), torch.tensor([0, 0, 2, 3])), "sample c: 1 value, and 2 rows"),
+        (torch.zeros(4, 2), "sample b: 2 values, and 1 row"),
     ],
 )
 def test_a_list_of_another_length_than_the_rows_is_refused_by_sample(label, got):

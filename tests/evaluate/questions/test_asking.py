@@ -170,4 +170,4 @@ def test_all_prompts_that_are_too_long_are_reported(model, scenes, monkeypatch):
     with pytest.raises(UserError) as error:
         answers_of(model, questions)
     assert [p.where for p in error.value.problems] == [f"sample {questions[0].sample.key}", "further samples"]
-    assert error.value.problems[1].got == "1 more such prompts"
+    assert error.value.problems[1].got == "1 more such prompt"

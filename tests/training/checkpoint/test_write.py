@@ -7,6 +7,8 @@ import resource
 import shutil
 import signal
 import time
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from lmmkit.training.checkpoint import disk_space, manifest, read, write
 from lmmkit.training.checkpoint.rng import rng_state, set_rng_state
 from lmmkit.training.checkpoint.tensor_files import rank_slices
 from lmmkit.training.distributed.process_group import ALONE
+from tests.support.disk_waits import record_waits
 
 CRASHED = 77
 
@@ -123,6 +126,25 @@ def test_order_of_writes(run, monkeypatch):
     pairs = [f"{verb} {file}" for file in files for verb in ("write", "sync")]
     tail = ["sync the folder", "publish", "sync the names", "sync the run"]
     assert names == ["make the folder", *pairs, *tail, "prune", "sync the names", "delete"]
+
+
+def test_a_save_waits_for_the_disk_at_each_sync(run, monkeypatch):
+    """Checks that all else is on the disk before the manifest is, which makes it count."""
+    events = record_waits(monkeypatch, write)
+    slices = rank_slices(tensors_of(3), ALONE, frozen=("half",))
+    path = write.put(run, 3, slices, {}, keep=2, rng=rng_state())
+    (frozen,) = run.checkpoints.glob("frozen-*")
+    staging = run.checkpoints / frozen.name.replace("frozen-", ".tmp-")
+    shards = [staging / shard.name for shard in sorted(path.glob("shard-*"))]
+    files = [*sorted(frozen.iterdir()), *shards, staging / "rng-rank00000.safetensors"]
+    last = [staging / "state.json", staging / "manifest.json"]
+    assert len(files) == 2 + 2 + 1
+    assert [pair for pair in pairwise(events) if isinstance(pair[1], Path)] == [
+        *((f"sync {file.name}", file) for file in files),
+        ("sync the folder of frozen weights", frozen), (frozen, run.checkpoints),
+        *((f"sync {file.name}", file) for file in last),
+        ("sync the folder", staging), ("sync the names", run.checkpoints), ("sync the run", run.path),
+    ]  # fmt: skip
 
 
 def test_prune_keeps_the_newest_complete(run):

@@ -8,7 +8,7 @@ import torch
 from lmmkit.training.monitoring.board import Board
 
 
-def test_board(tmp_path):
+def test_board(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     image = torch.rand(3, 4, 5, dtype=torch.bfloat16)
@@ -16,7 +16,9 @@ def test_board(tmp_path):
         for step in range(1, 6):
             board.scalars(step, {"loss": step, "gap": None, "bad": float("nan")})
         board.images(1, {"tensor": image, "array": np.full((1, 2, 2), 3.0)})
-    time.sleep(1.1)  # event files sort by second, then by a count within the process, as text: 10 before 9
+    later = time.time() + 1.1
+    # event files sort by second, then by a count within the process, as text: 10 before 9
+    monkeypatch.setattr(time, "time", lambda: later)
     with Board(tmp_path, purge_step=4) as board:
         board.scalars(4, {"loss": 40})
     events = EventAccumulator(str(tmp_path))
