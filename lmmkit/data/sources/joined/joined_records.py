@@ -20,11 +20,10 @@ from lmmkit.data.sources.indexed_records import IndexBuilder, Indexing, OpenFile
 from lmmkit.data.sources.joined.coco_images import CocoFolders, changed_at, path_at
 from lmmkit.data.sources.joined.known_files import entry_name
 from lmmkit.data.sources.joined.object_lists import read_lists, refused
-from lmmkit.data.sources.joined.official_forms import FORMS, OfficialForm, as_id
+from lmmkit.data.sources.joined.official_forms import FORMS, OfficialForm, as_id, shown_id
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.json_stream import Window
 from lmmkit.data.sources.llava_json import ImageNames, JsonRecords
-from lmmkit.data.sources.record_parser import value_kind
 from lmmkit.data.sources.tables.patterns import json_files
 from lmmkit.errors import Tried, raise_together
 from lmmkit.errors.data import OFFICIAL_ENTRY
@@ -176,7 +175,7 @@ class _Pass:
         value = raw.value.get(self.form.id_)
         id_ = as_id(value)
         if id_ is None or id_ in self.places:
-            got = f"`{self.form.id_}` {_shown(value)}{' twice' * (id_ in self.places)}"
+            got = f"`{self.form.id_}` {shown_id(value)}{' twice' * (id_ in self.places)}"
             problem = OFFICIAL_ENTRY.at("", got=got, expected="an integer or a text, each once")
             part = f"{self.form.given}.{raw.index}.{self.form.id_}"
             self.builder.refuse(raw, [(part, problem)], file, "")
@@ -193,7 +192,7 @@ class _Pass:
         id_ = as_id(link)
         if id_ is None or (place := self.places.get(id_)) is None:
             expected = f"the `{self.form.id_}` of an entry of `{self.form.given}`"
-            problem = OFFICIAL_ENTRY.at("", got=f"`{self.form.link}` {_shown(link)}", expected=expected)
+            problem = OFFICIAL_ENTRY.at("", got=f"`{self.form.link}` {shown_id(link)}", expected=expected)
             part = f"{self.form.asked}.{raw.index}.{self.form.link}"
             self.builder.refuse(raw._replace(index=number), [(part, problem)], file, "")
             return
@@ -210,7 +209,3 @@ class _Pass:
             self.names.add(size.images, len(self.builder) - 1)
             for column, value in zip(self.others, (*place, image), strict=True):
                 column.append(value)
-
-
-def _shown(id_: object) -> str:
-    return str(id_) if type(id_) is int else value_kind(id_)

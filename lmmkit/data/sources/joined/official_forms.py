@@ -10,6 +10,7 @@ from typing import ClassVar
 from lmmkit.data.image_markers import MARKER
 from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.record_keys import OWN_KEYS
+from lmmkit.data.sources.record_parser import value_kind
 from lmmkit.errors import Problem
 from lmmkit.errors.data import OFFICIAL_ENTRY, TYPE
 
@@ -93,8 +94,8 @@ class VqaQuestions(OfficialForm):
             )
             problems.append(("questions.image_id", OFFICIAL_ENTRY.at("", got=got, expected=expected)))
         if "image_id" in other and as_id(other["image_id"]) != as_id(entry.get("image_id")):
-            got = f"`image_id` {_shown(other['image_id'])}"
-            expected = f"{_shown(entry.get('image_id'))}, as the question has it"
+            got = f"`image_id` {shown_id(other['image_id'])}"
+            expected = f"{shown_id(entry.get('image_id'))}, as the question has it"
             problems.append(("annotations.image_id", OFFICIAL_ENTRY.at("", got=got, expected=expected)))
         question, spaces = _stripped(entry, "question")
         right, more_spaces = _stripped(other, "multiple_choice_answer")
@@ -102,10 +103,10 @@ class VqaQuestions(OfficialForm):
         if right is None and answers:
             right = Counter(answers).most_common(1)[0][0].strip()
         if not isinstance(question, str):
-            problem = TYPE.at("", got=f"`question` {_shown(question)}", expected="a string")
+            problem = TYPE.at("", got=f"`question` {value_kind(question)}", expected="a string")
             problems.append((f"questions.{raw.index}.question", problem))
         if not isinstance(right, str):
-            got = "no answer" if right is None else f"`multiple_choice_answer` {_shown(right)}"
+            got = "no answer" if right is None else f"`multiple_choice_answer` {value_kind(right)}"
             expected = "the text `multiple_choice_answer` of its annotation, or a text in `answers`"
             problem = TYPE.at("", got=got, expected=expected)
             problems.append(("annotations.multiple_choice_answer", problem))
@@ -126,6 +127,11 @@ FORMS: Mapping[str, OfficialForm] = {"coco": CocoCaptions(), "vqa": VqaQuestions
 def as_id(value: object) -> str | None:
     """Returns an id as text, so that 7 and "7" are equal; None for a value that is none."""
     return str(value) if type(value) in (int, str) else None
+
+
+def shown_id(value: object) -> str:
+    """Describes an id, for a message."""
+    return str(value) if type(value) is int else value_kind(value)
 
 
 def _stripped(entry: Entry, key: str) -> tuple[object, list[str]]:
@@ -168,7 +174,3 @@ def _answers(value: object) -> tuple[list[str], list[str]]:
 def _entry_names(asked: str, raw: RawRecord) -> dict[str, str]:
     """Returns the names that the turns of a record have in its file: its entry in the list `asked`."""
     return {"conversations": asked, "0": str(raw.index), "1": str(raw.index)}
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:40]
