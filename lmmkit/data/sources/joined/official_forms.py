@@ -58,7 +58,7 @@ class CocoCaptions(OfficialForm):
 
     def record(self, raw: RawRecord, entry: Entry, other: Entry, image: object) -> RawRecord:
         """Returns the record of a caption and the entry of its image."""
-        caption, spaces = _stripped(entry, "caption")
+        caption, spaces = _stripped(entry.get("caption"), "caption")
         value = {"id": entry.get("id"), "image": image, **_turns(MARKER, caption)}
         rest = {**_others(other, "id", "file_name"), **_others(entry, "id", "caption")}
         names = {"image": "images.file_name", "value": "caption", **_entry_names("annotations", raw)}
@@ -97,11 +97,11 @@ class VqaQuestions(OfficialForm):
             got = f"`image_id` {shown_id(other['image_id'])}"
             expected = f"{shown_id(entry.get('image_id'))}, as the question has it"
             problems.append(("annotations.image_id", OFFICIAL_ENTRY.at("", got=got, expected=expected)))
-        question, spaces = _stripped(entry, "question")
-        right, more_spaces = _stripped(other, "multiple_choice_answer")
+        question, spaces = _stripped(entry.get("question"), "question")
+        right, more_spaces = _stripped(other.get("multiple_choice_answer"), "multiple_choice_answer")
         answers, lost = _answers(other.get("answers"))
         if right is None and answers:
-            right = Counter(answers).most_common(1)[0][0].strip()
+            right, more_spaces = _stripped(Counter(answers).most_common(1)[0][0], "answers")
         if not isinstance(question, str):
             problem = TYPE.at("", got=f"`question` {value_kind(question)}", expected="a string")
             problems.append((f"questions.{raw.index}.question", problem))
@@ -134,9 +134,8 @@ def shown_id(value: object) -> str:
     return str(value) if type(value) is int else value_kind(value)
 
 
-def _stripped(entry: Entry, key: str) -> tuple[object, list[str]]:
-    """Returns a text of an entry without the white space around it, and a note if there was some."""
-    value = entry.get(key)
+def _stripped(value: object, key: str) -> tuple[object, list[str]]:
+    """Returns a text without the white space around it, and a note of its key if there was some."""
     if not isinstance(value, str) or (text := value.strip()) == value:
         return value, []
     return text, [f"white space around `{key}` is left out"]

@@ -162,6 +162,7 @@ def test_white_space_around_texts_is_left_out_and_counted(folder):
     assert records[0].turns[0].text == f"What is it?\n{ASK_SHORT}"
     assert records.notes["white space around `question` is left out"] == 1
     assert records.notes["white space around `multiple_choice_answer` is left out"] == 1
+    assert records.notes["white space around `answers` is left out"] == 1
 
 
 def test_ids_may_be_texts(folder):
