@@ -146,7 +146,7 @@ def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
         if watch is not None and watch.hung.is_set():
             raise MachineError(WORKER_HUNG.at(_where(index), got=f"no answer for {timeout:g} s")) from error
         dead = _dead(workers)
-        if not dead and isinstance(error, EOFError):  # no answer to the wish for a worker
+        if not dead and isinstance(error, EOFError):  # no answer to the request for a worker
             dead = ["the process that starts workers ended"]
         if dead:
             raise MachineError(WORKER_DIED.at(_where(index), got=", ".join(dead))) from error
