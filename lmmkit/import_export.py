@@ -40,7 +40,7 @@ from lmmkit.weights.end_ids import image_id
 from lmmkit.weights.export import llava_folders, peft_adapter
 from lmmkit.weights.export.export_model import Exported, export_folder
 from lmmkit.weights.left_out import left_out
-from lmmkit.weights.pretrained_folder import PretrainedFolder
+from lmmkit.weights.pretrained_folder import MERGE, PretrainedFolder
 from lmmkit.weights.tensor_reader import Stored
 
 _log = logging.getLogger("lmmkit")
@@ -89,18 +89,39 @@ def import_model(
         return ("vision",)
     recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
     public_source = replace(public_source, pickled=allow_pickle)
+    _refuse(source, {"--vision": vision} if not public_source.connector else {}, "a decoder alone")
+    _require_used(public_source, base)
     prepared, objective = _built(recipe, _dtype(public_source, base), allow_pickle)
     with public_source.tensors() as stored:
         if lora_checkpoints.is_adapter(source):
             lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
         encoder = objective.lmm.vision
-        if vision is not None and isinstance(encoder, ViT) and any(n.startswith("vision.") for n in stored):
+        if vision is not None and (inside := [n for n in stored if n.startswith("vision.")]):
+            if not isinstance(encoder, ViT):
+                fix = "name the CLIP or SigLIP folder of its encoder as `--vision`"
+                raise _extra(source, inside, fix)
             _fill_encoder(encoder, stored, source)
             own = Pretrained(folder=source, parts=("vision",), source=public_source)
             prepared = replace(prepared, pretrained=(*prepared.pretrained, own))
     ids = _ids(public_source, prepared)
     _warn_of_left_out([source, *([base] if base else [])], prepared)
     return _write(folder, prepared, objective, {"kind": public_source.kind, **ids})
+
+
+def _require_used(source: PretrainedFolder, base: Path | None) -> None:
+    """Raises `UserError` for weights in a folder that the model would not have: those of a decoder beside `base`, or
+    trained ones beside low-rank updates that are of no encoder and no connector."""
+    with source.tensors() as stored:
+        names = list(stored)
+    if not lora_checkpoints.is_adapter(source.folder):
+        decoder = any(name.startswith("text.") for name in names)
+        _refuse(source.folder, {"--base": base} if decoder else {}, "a model that has its own decoder")
+    elif unknown := lora_checkpoints.unknown_names(names, ("connector.", "vision.")):
+        raise _extra(source.folder, unknown, "merge it into its base with LLaVA's own script")
+
+
+def _extra(folder: Path, names: Sequence[str], fix: str) -> UserError:
+    return UserError(EXTRA.at(str(folder), got=f"{len(names)} extra, such as {min(names)}", fix=fix))
 
 
 def _warn_of_left_out(folders: Sequence[Path], prepared: Prepared) -> None:
@@ -170,13 +191,9 @@ def _import_adapter(
         torch.promote_types(adapter.stored_dtype(), _stored_dtype(base, pickled)), pickled,
     )  # fmt: skip
     with adapter.tensors() as stored:
-        has_connector = prepared.recipe.model.connector is not None
-        if unknown := lora_checkpoints.unknown_names(stored, has_connector):
-            got, fix = (
-                f"{len(unknown)} extra, such as {unknown[0]}",
-                "merge the adapter with `peft` into its base",
-            )
-            raise UserError(EXTRA.at(str(source), got=got, fix=fix))
+        parts = ("connector.",) if prepared.recipe.model.connector else ()
+        if unknown := lora_checkpoints.unknown_names(stored, parts):
+            raise _extra(source, unknown, MERGE)
         lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
         if any(name.startswith("connector.") for name in stored):
             adapter.fill("connector", objective.lmm.connector, stored)

@@ -12,6 +12,8 @@ from torch import nn
 
 from lmmkit import build
 from lmmkit.attention.eager import Eager
+from lmmkit.errors import UserError
+from lmmkit.errors.weights import OPTION
 from lmmkit.import_export import DTYPES
 from lmmkit.inference.load import find_model_folder
 from lmmkit.plan import from_model, shapes
@@ -21,22 +23,34 @@ from lmmkit.weights import model_folder
 from lmmkit.weights.detect import open_pretrained
 
 
-def show_model(path: Path) -> dict[str, Any]:
-    """Returns architecture, parameters by part, type and size of a model. Allocates no weights."""
+def show_model(path: Path, *, vision: Path | None = None) -> dict[str, Any]:
+    """Returns architecture, parameters by part, type and size of a model, and what its prompts are if no chat template
+    writes them. Allocates no weights.
+
+    `vision`: a folder with the encoder, if a public model lacks it.
+    """
     folder = path if (path / "config.json").is_file() else find_model_folder(path)
-    if (encoder := _encoder_alone(folder)) is not None:
+    encoder, foreign = _encoder_alone(folder), ""
+    if vision is not None and (encoder is not None or model_folder.is_ours(folder)):
+        what = "a folder that needs no other"
+        raise UserError(OPTION.at(str(folder), got=f"--vision with {what}", what=what, options="--vision"))
+    if encoder is not None:
         return _of_encoder(*encoder)
     if model_folder.is_ours(folder):
         config = model_folder.config_of(folder)
         recipe = replace(from_model.recipe_of_ours(folder, config, None), plugins={})
         kind, dtype = "lmmkit", str(model_folder.dtype_of(folder))
     else:
-        recipe, source = from_model.recipe_of(folder)
+        recipe, source = from_model.described(folder, vision=vision)
         kind, dtype = source.kind, source.dtype
+        foreign = from_model.foreign_prompts(source, recipe.model.chat.template)
     prepared = prepare_bare(recipe, allow_missing_tokenizer=True)
     objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     tokenizer = prepared.tokenizer.size or None
-    return _shown(kind, dtype, build.modules(objective), to_mapping(prepared.recipe)["model"], tokenizer)
+    model = to_mapping(prepared.recipe)["model"]
+    if foreign:
+        model["chat"] |= {"template": None, "prompts": f"{foreign}: no template writes them"}
+    return _shown(kind, dtype, build.modules(objective), model, tokenizer)
 
 
 def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] | None:

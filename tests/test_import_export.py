@@ -455,8 +455,18 @@ def test_the_commands(llava, tmp_path):
     assert json.loads(run("model", "show", tmp_path / "back", "--json"))["kind"] == "llava-hf"
 
 
-def test_low_rank_llava_is_merged_into_its_base(llava, tmp_path):
+def test_folders_that_a_model_would_not_be_made_of_are_refused(llava, tmp_path):
     folder, _ = llava
+    decoder = hf_model_folders.saved(hf_model_folders.decoder("llama", "plain"), tmp_path / "decoder")
+    with pytest.raises(UserError, match=r"--base with a model that has its own decoder.*convert/option"):
+        import_model(folder, tmp_path / "no", base=decoder)
+    with pytest.raises(UserError, match=r"--vision with a decoder alone.*convert/option"):
+        import_model(decoder, tmp_path / "no", vision=folder)
+    assert not (tmp_path / "no").exists()
+
+
+def test_low_rank_llava_is_merged_into_its_base(llava, tmp_path):
+    folder, theirs = llava
     base = hf_model_folders.decoder("llama", "plain")
     hf_model_folders.saved(base, tmp_path / "vicuna")
     lora = tmp_path / "llava-lora"
@@ -487,6 +497,21 @@ def test_low_rank_llava_is_merged_into_its_base(llava, tmp_path):
     assert torch.equal(
         ours.objective.lmm.connector.first.bias, loose["base_model.model.model.mm_projector.0.bias"]
     )
+    options = {"vision": folder, "base": tmp_path / "vicuna", "allow_pickle": True}
+    tower = {
+        k.removeprefix("vision_model."): t + 1 for k, t in theirs.model.vision_tower.state_dict().items()
+    }
+    at = "base_model.model.model.vision_tower.vision_tower.vision_model."
+    torch.save(loose | {at + k: t for k, t in tower.items()}, lora / "non_lora_trainables.bin")
+    import_model(lora, tmp_path / "tuned", **options)  # an encoder that was trained too, as in LLaVA-1.6
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "tuned"))
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor + 1 if "lmm.vision." in name else tensor), name
+    more = {"base_model.model.model.embed_tokens.weight": torch.zeros(2)}
+    torch.save(loose | more, lora / "non_lora_trainables.bin")
+    with pytest.raises(UserError, match=r"1 extra, such as text.model.embed_tokens.*weights/extra-tensors"):
+        import_model(lora, tmp_path / "bad", **options)
+    torch.save(loose, lora / "non_lora_trainables.bin")
     del pairs[next(iter(pairs))]
     torch.save(pairs, lora / "adapter_model.bin")
     with pytest.raises(UserError, match="weights/adapter"):

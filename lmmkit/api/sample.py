@@ -70,7 +70,7 @@ class Image:
 
     `part`: where the image is in a larger file, (offset, bytes); None if it is the complete file. `cell`: where it
     is in a parquet or Arrow file: record, column, number in the cell. `address`: the image is written as a `data:`
-    address with this hash, in the record of JSON at `part` or in the cell.
+    address with this hash, in the JSON at `part` or in the cell.
     """
 
     path: str

@@ -103,13 +103,16 @@ def export(
 @reporting
 def show(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run or any model folder.")],
+    vision: Annotated[
+        Path | None, typer.Option(help="A folder with the encoder that a public model lacks.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the architecture of a model, its parameters by part, dtype and size."""
     with working(STARTING):
         from lmmkit.show_model import show_model
 
-    found = show_model(model)
+    found = show_model(model, vision=vision)
     if as_json:
         return print_json(found)
     table = Table(title=f"{model}: {found['kind']}, {found['dtype']}", title_justify="left")

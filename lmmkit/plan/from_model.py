@@ -57,8 +57,21 @@ def recipe_of(
         base: a folder with the decoder, if `folder` lacks it.
 
     Raises:
-        UserError: if there is no decoder, or a connector without an encoder, or without `template` a model whose
-            prompts have another form.
+        UserError: in the cases of `described`, or without `template` a model whose prompts have another form.
+    """
+    recipe, source = described(folder, template, vision=vision, base=base)
+    found = recipe.model.chat.template
+    if template is None and (got := foreign_prompts(source, found)):
+        raise UserError(FOREIGN_PROMPT.at(str(folder), got=got, nearest=found))
+    return recipe, source
+
+
+def described(
+    folder: Path, template: str | None = None, *, vision: Path | None = None, base: Path | None = None
+) -> tuple[Recipe, PretrainedFolder]:
+    """Returns the same as `recipe_of`, also for a model whose prompts no template writes (`foreign_prompts`).
+
+    Raises `UserError` if there is no decoder, or a connector without an encoder.
     """
     source = open_pretrained(folder)
     at = str(folder.resolve())
@@ -76,7 +89,7 @@ def recipe_of(
         connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
         text=TextFrom(from_=decoder, context=source.text.section.context),
         tokenizer=Tokenizer(from_=decoder),
-        chat=Chat(template=cast(Any, template or _template_of(source, Path(decoder))), image_fit=image_fit),
+        chat=Chat(template=cast(Any, template or _template(Path(decoder))), image_fit=image_fit),
     )
     return around(model, IMPORTED_STAGE), source
 
@@ -136,17 +149,16 @@ def _encoder_of(source: PretrainedFolder) -> _Encoder | None:
     return _Encoder(origin, found.image_fit, found.section)
 
 
-def _template_of(source: PretrainedFolder, folder: Path) -> str:
-    """Returns the template for a model whose tokenizer is in `folder`. Raises `UserError` for an original LLaVA whose
-    prompts no template writes."""
-    found, got = _template(folder), None
-    if source.kind == "llava" and source.text and source.text.family == "mistral":
-        got = "an original LLaVA on Mistral, with prompts as `mistral_instruct`"
-    elif source.kind == "llava" and source.tiles and found != "vicuna_v1":
-        got = f"an original LLaVA-1.6 with tokens of `{found}` in prompts of another form, as `chatml_direct`"
-    if got:
-        raise UserError(FOREIGN_PROMPT.at(str(source.folder), got=got, nearest=found))
-    return found
+def foreign_prompts(source: PretrainedFolder, template: str) -> str:
+    """Returns what an original LLaVA is whose prompts no template writes; empty for other models. `template`: the one
+    that fits its tokenizer."""
+    if source.kind != "llava" or source.text is None:
+        return ""
+    if source.text.family == "mistral":
+        return "an original LLaVA on Mistral, with prompts as `mistral_instruct`"
+    if source.tiles and template != "vicuna_v1":
+        return f"an original LLaVA-1.6 with tokens of `{template}` in prompts of another form, as `chatml_direct`"
+    return ""
 
 
 def _template(folder: Path) -> str:

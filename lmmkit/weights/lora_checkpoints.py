@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,9 +38,9 @@ def base_name(folder: Path) -> str:
     return str(config.get("base_model_name_or_path") or "")
 
 
-def unknown_names(stored: Mapping[str, Stored], connector: bool) -> list[str]:
-    """Returns the names of tensors that are neither updates nor, if there is one, of a connector."""
-    return [n for n in stored if ".lora_" not in n and not (connector and n.startswith("connector."))]
+def unknown_names(names: Iterable[str], parts: tuple[str, ...]) -> list[str]:
+    """Returns the names of tensors that are neither updates nor of these parts, named by their prefixes."""
+    return [name for name in names if ".lora_" not in name and not name.startswith(parts)]
 
 
 def merge_checkpoint(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:

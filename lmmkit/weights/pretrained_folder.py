@@ -39,6 +39,7 @@ WRAPPERS = (
     "base_model.model.",
 )
 NOT_TIED = "the config ties the head to the embedding, but the file has another head; it is used, not tied"
+MERGE = "merge the adapter with `peft` into its base"  # the fix for an adapter that is not read as it is
 
 CONNECTOR: Table = (
     ("first.weight", "linear_1.weight"),
@@ -177,6 +178,8 @@ class PretrainedFolder:
             )
 
     def _fix(self, part: str) -> str:
+        if self.kind == "peft":
+            return MERGE
         if part == "connector":
             return "use the connector with the encoder and the decoder that it was trained with"
         if part == "vision" and isinstance(self.vision, TimmSource):

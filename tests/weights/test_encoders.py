@@ -127,6 +127,15 @@ def test_a_llava_s_own_layer_is_read_where_the_recipe_names_none(tiny, tmp_path)
     assert depths == [3, 2]
 
 
+def test_an_encoder_inside_a_llava_is_never_left_out_for_one_of_timm(tmp_path):
+    llava = hf_model_folders.saved(hf_model_folders.llava("llama", "clip", "plain"), tmp_path / "llava")
+    args = {"img_size": 30, "patch_size": 10, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    model = timm.create_model(KINDS["clip"][0], pretrained=False, **args)
+    save_for_hf(model, tmp_path / "timm", model_args=args, safe_serialization=True)
+    with pytest.raises(UserError, match=r"extra, such as vision.*CLIP or SigLIP.*weights/extra-tensors"):
+        import_model(llava, tmp_path / "no", vision=tmp_path / "timm")
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip", "timm"])
 def test_show(kind, tmp_path):
     public = public_encoder(kind, tmp_path / "encoder")

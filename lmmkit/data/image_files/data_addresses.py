@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import json
 import re
 from typing import TypeGuard
 
@@ -53,6 +54,22 @@ def address_in(value: object, digest: str) -> str | None:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     found = (address_in(part, digest) for part in parts)
     return next((each for each in found if each is not None), None)
+
+
+def address_places(text: bytes) -> dict[str, tuple[int, int]]:
+    """Returns where the addresses in a text of JSON are, by hash: the offset and the number of the bytes of its string.
+
+    One that is written in an unusual way, such as `DATA:` or with an escape in `data:`, may be absent.
+    """
+    found, end = dict[str, tuple[int, int]](), 0
+    while (start := text.find(b'"data:', end)) >= 0 and (end := text.find(b'"', start + 1) + 1):
+        try:
+            value = json.loads(text[start:end])
+        except ValueError:  # a quote inside another text
+            continue
+        if is_address(value):
+            found.setdefault(_hash(value), (start, end - start))
+    return found
 
 
 def _hash(address: str) -> str:

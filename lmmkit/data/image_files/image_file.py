@@ -114,9 +114,9 @@ def _bytes(image: Image, path: str) -> BinaryIO:
     return BytesIO(data) if image.address is None else _written(json.loads(data), image.address, path)
 
 
-def _written(record: object, address: str, path: str) -> BinaryIO:
-    """Returns the image that a record has as a `data:` address with this hash."""
-    if (found := address_in(record, address)) is None:
+def _written(value: object, address: str, path: str) -> BinaryIO:
+    """Returns the image that a value contains as a `data:` address with this hash."""
+    if (found := address_in(value, address)) is None:
         raise UserError(IMAGE_DAMAGED.at(path, got="no `data:` address that is the image"))
     return BytesIO(address_bytes(found, MAX_BYTES))
 

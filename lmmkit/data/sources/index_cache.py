@@ -27,7 +27,7 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
 from lmmkit.runs.files import file_crc32
 
-_FORMAT = 9  # increase it when the content of an index, or the rule for good records, changes
+_FORMAT = 10  # increase it when the content of an index, or the rule for good records, changes
 _META, _BAD = "index.json", "bad.jsonl"
 _SPOTS, _SPOT = 64, 4096
 

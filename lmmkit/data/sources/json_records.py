@@ -104,10 +104,15 @@ def take_value(window: Window, parser: Parser, index: int) -> RawRecord:
     try:
         value, end, faults = window.value(parser)
     except json.JSONDecodeError as error:
+        if error.pos - window.at > MAX_RECORD or (error.msg.startswith("Unterminated") and window.is_full):
+            return _too_long(index, start)._replace(ends=True)
         line = start + window.text.count("\n", window.at, error.pos)
         before = window.column if error.lineno == 1 else 0
         faults = (_broken(error, before), *window.undecoded(error.pos + 1))
         return RawRecord(index, line, faults=faults, ends=True)
+    if end - window.at > MAX_RECORD:
+        window.take(end)
+        return _too_long(index, start)
     no_surrogates, offset = _no_surrogates(window.text, window.at, end), window.offset
     faults += window.undecoded(end)
     length = window.take(end)
@@ -131,11 +136,11 @@ def _lines(window: Window) -> Iterator[RawRecord]:
     parser, index = Parser(), 0
     while window.at < len(window.text) or window.more():
         text = window.next_line()
-        if text is None:
-            got = f"a line of more than {MAX_RECORD} characters"
-            yield RawRecord(index, window.line, faults=((got, "one record a line"),), ends=True)
-            return
-        if text.strip(" \t\r"):
+        if text is None or len(text) > MAX_RECORD:
+            yield _too_long(index, window.line)
+            index += 1
+            window.pass_line()
+        elif text.strip(" \t\r"):
             record, offset = _line(text, parser, index, window.line), window.offset
             end = window.at + len(text)
             faults, fine = record.faults + window.undecoded(end), _no_surrogates(text, 0, len(text))
@@ -144,6 +149,13 @@ def _lines(window: Window) -> Iterator[RawRecord]:
         else:
             window.take(window.at + len(text))
         window.take(min(window.at + 1, len(window.text)))
+
+
+def _too_long(index: int, line: int) -> RawRecord:
+    got = f"a record of more than {MAX_RECORD} characters"
+    return RawRecord(
+        index, line, faults=((got, "a shorter one; images may be files in place of `data:` addresses"),)
+    )
 
 
 def _line(text: str, parser: Parser, index: int, number: int) -> RawRecord:

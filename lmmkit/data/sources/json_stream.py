@@ -179,7 +179,7 @@ class Window:
         """Returns the rest of the line without its end; None if it is longer than MAX_RECORD."""
         searched = self.at
         while (end := self.text.find("\n", searched)) < 0:
-            if len(self.text) - self.at > MAX_RECORD:
+            if self.is_full:
                 return None
             searched = len(self.text) - self.at
             if not self.more():
@@ -187,14 +187,26 @@ class Window:
                 break
         return self.text[self.at : end]
 
+    def pass_line(self) -> None:
+        """Moves to the end of the line, of any length."""
+        while (end := self.text.find("\n", self.at)) < 0:
+            self.take(len(self.text))
+            if not self.more():
+                return
+        self.take(end)
+
+    @property
+    def is_full(self) -> bool:
+        """Returns whether `value` reads no further to find an end."""
+        return len(self.text) - self.at > MAX_RECORD
+
     def value(self, parser: Parser) -> tuple[object, int, Faults]:
         """Returns (value, its end in `text`, faults) of the value at `at`. Raises as `Parser.at`."""
         while True:
             try:
                 value, end, faults = parser.at(self.text, self.at)
             except json.JSONDecodeError as error:
-                known = error.msg == TOO_DEEP or len(self.text) - self.at > MAX_RECORD
-                if known or not self.more():
+                if error.msg == TOO_DEEP or self.is_full or not self.more():
                     raise
                 continue
             if end < len(self.text) or not self.more():  # a number at the end of `text` may continue

@@ -7,12 +7,14 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from lmmkit.api.sample import Image
-from lmmkit.data.image_files.data_addresses import MARK, is_address
+from lmmkit.data.image_files.data_addresses import MARK, address_places, is_address
 from lmmkit.data.sources.image_paths import ImageRoot, describe_path, is_plain, path_fault
 from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
@@ -40,7 +42,8 @@ class JsonRecords(IndexedRecords):
 
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
         """Returns the images of record i."""
-        return tuple(self._image(i, path) for path in paths)
+        places = self._places(i) if len(set(filter(MARK.fullmatch, paths))) > 1 else {}
+        return tuple(self._image(i, path, places) for path in paths)
 
     @property
     def contains_images(self) -> bool:
@@ -58,9 +61,9 @@ class JsonRecords(IndexedRecords):
 
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image once, with its first record."""
-        for i, name in self._names():
-            if MARK.fullmatch(name) or _good(name):
-                yield i, self._image(i, name)
+        for i, names in groupby(self._names(), key=itemgetter(0)):
+            paths = tuple(name for _, name in names if MARK.fullmatch(name) or _good(name))
+            yield from ((i, image) for image in self.images(i, paths))
 
     def image_files(self) -> Iterator[tuple[int, Image]]:
         """Yields each image file that records name, with its first record."""
@@ -110,11 +113,19 @@ class JsonRecords(IndexedRecords):
             total, count = total + max(size, 0), count + 1
         return f"{count} files, {total} bytes, crc32 {crc:08x}"
 
-    def _image(self, i: int, name: str) -> Image:
+    def _places(self, i: int) -> Mapping[str, tuple[int, int]]:
+        """Returns where the addresses in record i are in its file, by hash. So each of several images is read without
+        the others."""
+        at = self.index.arrays["records"][i]
+        begin = int(at["offset"])
+        text, _ = self.files.read(int(at["file"]), begin, int(at["length"]))
+        return {digest: (begin + start, size) for digest, (start, size) in address_places(text).items()}
+
+    def _image(self, i: int, name: str, places: Mapping[str, tuple[int, int]]) -> Image:
         if (mark := MARK.fullmatch(name)) is None:
             return Image(self._full(name))
         at = self.index.arrays["records"][i]
-        place = int(at["offset"]), int(at["length"])
+        place = places.get(mark[2], (int(at["offset"]), int(at["length"])))
         return Image(str(self.files.paths[int(at["file"])]), part=place, address=mark[2])
 
     def _full(self, path: str) -> str:

@@ -186,7 +186,8 @@ def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> Inde
 def _refuse(records: Records) -> None:
     """Raises `UserError` for too many bad records, no records, or image paths outside the image folder."""
     meta, where = records.indexed.index.meta, str(records.path)
-    problems = [bad.problem() for bad in records.known_bad[:LISTED]]
+    listed = [bad.problem() for bad in records.known_bad[:LISTED]]
+    problems = list(listed)
     total, most = meta["problems"], records.bad_records.allowed(meta["records"])
     if meta["bad_records"] <= most:
         problems = records.unread
@@ -197,7 +198,8 @@ def _refuse(records: Records) -> None:
         got = f"{total} problems, of which {len(problems)} are listed above"
         problems.append(MORE_PROBLEMS.at(where, got=got, most=0))
     if not problems and not len(records):
-        problems.append(RECORDS_EMPTY.at(where, got="no records"))
+        got = f"no good one of {meta['records']} records" if listed else "no records"
+        problems = [*listed, RECORDS_EMPTY.at(where, got=got)]
     if not problems:
         outside = records.indexed.paths_outside()
         problems = [RECORDS_PATH.at(f"{where}, {path}", got=got) for path, got in outside]

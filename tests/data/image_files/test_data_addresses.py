@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.data.convert.convert_records import convert_records
-from lmmkit.data.image_files.data_addresses import MARK, address_bytes, address_in, mark_of
+from lmmkit.data.image_files.data_addresses import MARK, address_bytes, address_in, address_places, mark_of
 from lmmkit.data.image_files.image_file import image_place, image_size, read_bytes
 from lmmkit.data.images import read_image
 from lmmkit.data.sources import messages_records
@@ -262,3 +262,62 @@ def test_an_address_is_found_by_its_hash(folder):
     assert mark is not None and mark[1] == "messages"
     assert address_in({"a": [other, {"b": (1, None, one)}], "c": one[:-1]}, mark[2]) == one
     assert address_in([other, {"b": "x"}], mark[2]) is None
+
+
+def test_the_places_of_addresses_in_a_text_are_those_of_its_strings():
+    """Compares with a walk through the parsed value, on texts that mention addresses too."""
+    rng, found = random.Random(0), 0
+    urls = [address(rng.randbytes(n)) for n in range(1, 9)]
+    odd = [
+        '"data:',
+        'a "data:image/png;base64,AAAA" b',
+        '\\"data:',
+        "\u00e9\\",
+        "data:",
+        "",
+        "data:image/png;base64,\u00e9",
+    ]
+    for _ in range(300):
+        value = {"a": rng.choices(urls + odd, k=4), rng.choice(odd): [{"b": rng.choice(urls + odd)}]}
+        text = json.dumps(value, ensure_ascii=rng.random() < 0.5)
+        data = (text.replace("/", "\\/") if rng.random() < 0.5 else text).encode()
+        places = address_places(data)
+        for url in {*value["a"], value[list(value)[1]][0]["b"]}:
+            digest = mark_of("images", url)[12:]
+            if digest in places:
+                start, size = places[digest]
+                assert json.loads(data[start : start + size]) == url
+                found += 1
+            else:
+                assert url not in urls or any('"data:' in each for each in (*value["a"], *value))
+    assert found > 500
+
+
+def test_each_of_several_images_of_a_record_is_read_alone(folder):
+    values = records(lambda name: address((folder / "images" / name).read_bytes()))
+    for change in (lambda text: text, lambda text: text.replace("data:", "d\\u0061ta:")):
+        found = opened(folder, values, "r.jsonl", change=change)
+        one, two = found[1].images
+        assert [read_bytes(image)[0] for image in (one, two)] == [
+            (folder / "images" / name).read_bytes() for name in NAMES[1:]
+        ]
+        whole = tuple(int(found.indexed.index.arrays["records"][1][key]) for key in ("offset", "length"))
+        alone = one.part != whole and two.part != whole and one.part[0] + one.part[1] < two.part[0]  # type: ignore[index]
+        assert alone or one.part == two.part == whole
+        assert alone == (b"\\u0061" not in (folder / "r.jsonl").read_bytes())
+        assert {image for _, image in found.indexed.all_images()} >= {one, two}
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
+def test_a_record_of_json_mixes_files_and_addresses(folder, name):
+    data = [(folder / "images" / each).read_bytes() for each in NAMES]
+    inside = turns(part("a.png"), part(address(data[1])), part("x/c.webp"), text("?"))
+    column = [{"role": "user", "content": "<image>" * 3}, *turns()[1:]]
+    values = [{"messages": inside}, {"messages": column, "images": ["a.png", address(data[1]), "x/c.webp"]}]
+    found = opened(folder, values, name, images="images")
+    assert [[read_bytes(image)[0] for image in sample.images] for sample in found] == [data, data]
+    assert found.indexed.names(0, found.read(0)[1].images) == ("a.png", "", "x/c.webp")
+    assert not missing_images(found) and not check_images(found)
+    (folder / "images" / "a.png").unlink()
+    assert [p.code for p in missing_images(found)] == ["records/missing-image"]
+    assert [p.code for p in check_images(found)] == ["image/file"]

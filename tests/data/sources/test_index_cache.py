@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmmkit.data.sources import index_cache, json_stream, llava_json
+from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.index_cache import Index, load_index
 from lmmkit.data.sources.json_records import RawRecord, parse_record, read_records
 from lmmkit.data.sources.record_parser import RecordParser, measure_record
@@ -246,4 +247,24 @@ def test_a_record_without_end_is_refused_and_not_read_forever(tmp_path, monkeypa
     (tmp_path / "a.json").write_text('[{"id": "' + "x" * 10_000)
     for name in ("a.jsonl", "a.json"):
         (raw,) = records_in(tmp_path / name)
-        assert isinstance(raw, RawRecord) and raw.faults and len(raw.faults[0][0]) < 200
+        assert isinstance(raw, RawRecord) and raw.faults[0][0] == "a record of more than 1000 characters"
+
+
+@pytest.mark.parametrize("block", [50, 100, 700, 2**20])
+def test_a_record_that_is_too_long_is_one_bad_record(cache, tmp_path, monkeypatch, block):
+    monkeypatch.setattr("lmmkit.data.sources.json_records.MAX_RECORD", 1000)
+    monkeypatch.setattr(json_stream, "MAX_RECORD", 1000)
+    monkeypatch.setattr(json_stream, "_BLOCK", block)
+    size = len(json.dumps(GOOD | {"note": ""}))
+    values = [GOOD | {"note": "\u00e4" * n} for n in (0, 1001 - size, 3, 9000, 1000 - size, 5)]
+    texts = [json.dumps(each, ensure_ascii=False) for each in values]
+    (tmp_path / "r.jsonl").write_text("\n".join([*texts, texts[3]]), encoding="utf-8")
+    (tmp_path / "r.json").write_text(f"[{','.join([*texts[:3], *texts[4:], texts[3]])}]", encoding="utf-8")
+    for name, lines in (("r.jsonl", [2, 4, 7]), ("r.json", [1, 1])):
+        bad = [raw for raw in records_in(tmp_path / name) if raw.faults]
+        assert [raw.line for raw in bad] == lines and {raw.faults[0][0] for raw in bad} == {
+            "a record of more than 1000 characters"
+        }
+    records = opened(tmp_path, name="r.jsonl", bad_records=Policy("skip"))
+    assert [len(str(s.meta["note"])) for s in records] == [0, 3, 1000 - size, 5] and records.left_out == 3
+    assert opened(tmp_path, [GOOD, values[1]], bad_records=Policy("skip")).left_out == 1

@@ -441,6 +441,18 @@ def test_a_byte_that_is_no_utf8_is_a_fault_of_its_record(folder, name, between):
         ) or last.code == "records/file"
 
 
+def test_a_source_without_a_good_record_says_why(folder):
+    (folder / "r.jsonl").write_text("{}\n[]\n")
+    with pytest.raises(UserError) as error:
+        open_records(
+            "s", records=folder / "r.jsonl", images=folder / "images", template="plain", image_fit="pad",
+            bad_records=Policy("skip"),
+        )  # fmt: skip
+    *bad, last = error.value.problems
+    assert [p.code for p in bad] == ["records/no-conversation", "records/wrong-type"]
+    assert (last.code, last.got) == ("records/empty", "no good one of 2 records")
+
+
 def test_bad_files(folder):
     good = json.dumps([GOOD])
     cases = [

@@ -345,8 +345,9 @@ def test_what_an_adapter_cannot_have_of_images_by_their_shape_is_refused(tiled, 
     export_model(run.path, tmp_path / "adapter", "peft")
     saved = {f"base_model.model.model.{name}": tensor for name, tensor in projector(base).items()}
     rewritten(tmp_path / "adapter", lambda state: state.update(saved))
-    with pytest.raises(UserError, match="1 missing: newline"):  # others' adapters, whose base has it
+    with pytest.raises(UserError, match="1 missing: newline") as error:  # others' adapters, whose base has it
         import_model(tmp_path / "adapter", tmp_path / "ours", base=base)
+    assert "merge the adapter with `peft` into its base" in error.value.problems[0].hint
 
 
 def projector(base) -> dict[str, torch.Tensor]:

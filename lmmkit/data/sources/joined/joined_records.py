@@ -145,10 +145,10 @@ class _Pass:
             for key, raw in read_lists(window, name, self.form.expected[name]):
                 if key == name:
                     self.give(raw, file)
-                elif key == "data_subtype" and isinstance(raw.value, str):
-                    self.subsets[file] = raw.value
                 elif raw.faults and not self.form.together:
                     self.builder.add(raw, file)
+                elif key == "data_subtype" and isinstance(raw.value, str):
+                    self.subsets[file] = raw.value
         self.done += window.size
 
     def read_asked(self, file: int) -> None:

@@ -13,7 +13,8 @@ from lmmkit.errors.data import OFFICIAL_FILE
 
 
 def read_lists(window: Window, name: str, expected: str) -> Iterator[tuple[str, RawRecord]]:
-    """Returns (key, value) of the object in the file, and in place of its list `name` (name, item) of each item.
+    """Returns (key, value) of the object in the file, and in place of its list `name` (name, item) of each item. Of
+    other lists, which may be as long, only items with faults.
 
     If the object is broken or ends too early, the last value has faults and `ends`. Raises `UserError`, which says what
     was `expected`, for a file that contains no object, or an object without the list.
@@ -48,9 +49,10 @@ def _read(window: Window, name: str, expected: str) -> Iterator[tuple[str, RawRe
             return
         known[key.value] = None
         window.take(window.at + 1)
-        if window.peek() == "[" and key.value == name:
+        if window.peek() == "[":
             for raw in read_list(window):
-                yield key.value, raw
+                if key.value == name or raw.faults:
+                    yield key.value, raw
         elif key.value == name:
             raise refused(window.path, f"no list under `{name}`", expected)
         else:

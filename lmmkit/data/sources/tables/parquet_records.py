@@ -74,7 +74,7 @@ class TableRecords(JsonRecords):
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image of a cell, and each file once, with its first record."""
         cells = zip(self.index.arrays["cell_records"], self.index.arrays["cell_numbers"], strict=True)
-        inside = ((int(i), self._image(int(i), f"{number}.bytes")) for i, number in cells)
+        inside = ((int(i), self._image(int(i), f"{number}.bytes", {})) for i, number in cells)
         yield from heapq.merge(inside, super().all_images(), key=lambda found: found[0])
 
     def identity(self) -> dict[str, object]:
@@ -89,14 +89,17 @@ class TableRecords(JsonRecords):
             "images": f"{len(cells)} cells, crc32 {crc:08x}; {self.names_and_sizes()}",
         }
 
-    def _image(self, i: int, name: str) -> Image:
+    def _places(self, i: int) -> Mapping[str, tuple[int, int]]:
+        return {}
+
+    def _image(self, i: int, name: str, places: Mapping[str, tuple[int, int]]) -> Image:
         at = self.index.arrays["records"][i]
         file, row = str(self.files.paths[int(at["file"])]), int(at["offset"])
         if found := EMBEDDED.fullmatch(name):
             return Image(file, cell=(row, self.how.parts["images"], int(found[1])))
         if mark := MARK.fullmatch(name):
             return Image(file, cell=(row, self.how.parts[mark[1]], 0), address=mark[2])
-        return super()._image(i, name)
+        return super()._image(i, name, places)
 
     def _cells(self, i: int) -> list[int]:
         """Returns the numbers of the images of record i that its cell contains."""

@@ -447,6 +447,24 @@ def test_junk_entries_are_read_or_refused_by_name(folder, official):
     assert min(good, refused) > 40
 
 
+def test_other_lists_may_be_longer_than_a_record(folder, monkeypatch):
+    monkeypatch.setattr("lmmkit.data.sources.json_stream.MAX_RECORD", 1000)
+    monkeypatch.setattr("lmmkit.data.sources.json_stream._BLOCK", 100)
+    value = coco([(n, n // 5, "A cat.") for n in range(200)], range(40))
+    for keys in (list(value), list(value)[::-1]):
+        records = opened(folder, {key: value[key] for key in keys})
+        assert [sample.images[0].path[-7:-4] for sample in records] == [f"{n // 5:03}" for n in range(200)]
+    records = opened(folder, value | {"licenses": [1] * 999 + [float("nan")]}, bad_records=Policy("skip"))
+    assert len(records) == 200 and [(bad.code, bad.got) for bad in records.known_bad] == [
+        ("records/json", "NaN")
+    ]
+    questions, annotations = vqa()
+    text = json.dumps(annotations).encode().replace(b'"val2014"', b'"\xffal2014"')
+    with pytest.raises(UserError) as error:
+        opened(folder, questions, text)
+    assert error.value.problems[0].code == "records/json" and "0xff" in error.value.problems[0].got
+
+
 def test_keys_twice_and_text_after_the_object_are_named(folder):
     text = json.dumps(coco())
     for data in (text + "x", text[:-1] + ', "info": 1}', text[:-1] + ", }", text[:-1] + ", 5: 1}"):
