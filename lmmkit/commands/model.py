@@ -27,7 +27,7 @@ from lmmkit.commands.support.common import (
     safe,
     the_recipe,
 )
-from lmmkit.progress import working
+from lmmkit.progress import plural, working
 
 if TYPE_CHECKING:
     from lmmkit.verify_export import ExportComparison
@@ -187,7 +187,7 @@ def reference(
     finally:
         part.unlink(missing_ok=True)
     cost = f" ({dropped_text(dropped)})" if dropped else ""
-    out.print(f"{written} records with log-probabilities by model {of} are now in {file}{cost}.")
+    out.print(f"{file}: {plural(written, 'record')} with log-probabilities by model {of}{cost}.")
 
 
 def _comparisons(found: Sequence[ExportComparison]) -> Table:

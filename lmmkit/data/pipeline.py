@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -28,7 +29,7 @@ from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.sources.records import Records
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
+from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE, SAMPLE_TOO_LONG
 
 LOST = (RECORDS_CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of one record
 
@@ -119,7 +120,8 @@ class Pipeline:
             self.views.measure(sample)
         except UserError as error:
             return self._bad(source, record, error.problems[0], id=sample.key, key="image")
-        views = self.views.fitting(sample, epoch, dropped, self._other_samples(source, read))
+        with _placed(self.sources[source], record):
+            views = self.views.fitting(sample, epoch, dropped, self._other_samples(source, read))
         sized = self.packer.sized(views, source)
         try:
             read.images.update(read_images([sized], self.reader, known=read.images))
@@ -189,3 +191,15 @@ def cut(samples: Iterable[SizedSample], tokens: int) -> Iterator[Sequence[SizedS
         part.append(sample)
     if part:
         yield part
+
+
+@contextmanager
+def _placed(records: Records, record: int) -> Iterator[None]:
+    """Names the file and the record of a sample that is too long, which alone knows its key."""
+    try:
+        yield
+    except UserError as error:
+        if error.problems[0].code != SAMPLE_TOO_LONG.code:
+            raise
+        where = records.where(record)
+        raise UserError([replace(each, where=f"{where}, {each.where}") for each in error.problems]) from None

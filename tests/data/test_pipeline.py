@@ -182,6 +182,14 @@ def test_what_is_cut_from_a_bad_record_is_not_counted():
     assert batch.dropped == {"bad_records": 2}
 
 
+def test_a_sample_that_is_too_long_is_named_with_its_record():
+    long = [caption(f"s{i}", "x" * 300) if i == 5 else sample for i, sample in enumerate(RECORDS)]
+    with pytest.raises(UserError) as error:
+        pipeline(Source(long), Reader(), samples=12, too_long="error").step(0)
+    (problem,) = error.value.problems
+    assert (problem.code, problem.where) == ("data/too-long", "r.json:6, sample s5, view `main`")
+
+
 def test_an_image_that_no_layout_needs_is_not_read():
     reader = Reader(frozenset({"/s1.png"}))
     made = pipeline(Source(RECORDS), reader, samples=12, too_long="drop", context=3)
