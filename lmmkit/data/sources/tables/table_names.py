@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmmkit.data.sources.tables.patterns import files_of, require_distinct
+from lmmkit.data.sources.tables.patterns import NUMBERED, files_of, require_distinct, require_one_set
 from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_FILE
 
 KINDS = (".parquet", ".arrow")
 JSON_KINDS = (".json", ".jsonl")
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-_NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?!\d)")
 _CACHE = re.compile(r"cache-([0-9a-f]+)(?:_\d+_of_\d+)?")  # `map` of `datasets` leaves it beside the data
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(?![a-z])", re.IGNORECASE)
 
@@ -35,7 +33,8 @@ def table_files(path: Path) -> list[Path]:
         return _of_folder(path)
     if not (found := files_of(path)):
         raise _refused(path, "no such file", "parquet or Arrow files")
-    _require_one_set(path, found)
+    _require_no_cache(path, found)
+    require_one_set(path, found)
     return found
 
 
@@ -70,7 +69,8 @@ def _of_folder(folder: Path) -> list[Path]:
         got = f"files of the splits {', '.join(splits)[:200]}"
         raise _refused(folder, got, f"one split, such as {folder / splits[-1]}*{kind}")
     require_distinct(folder, found)
-    for begin, (total, numbers) in _require_one_set(folder, found).items():
+    _require_no_cache(folder, found)
+    for begin, (total, numbers) in require_one_set(folder, found).items():
         first = int(total in numbers)  # some count from 1
         if absent := sorted(set(range(first, first + total)) - set(numbers)):
             missing = f"{os.path.basename(begin)}-{absent[0]:05d}-of-{total:05d}*{kind}"
@@ -94,34 +94,17 @@ def _named_as_table(name: str) -> bool:
     return name.endswith(KINDS) and not name.startswith(".")
 
 
-def _require_one_set(where: Path, found: Sequence[Path]) -> dict[str, tuple[int, list[int]]]:
-    """Returns by their beginning how many numbered files there should be, and the numbers of those that are there.
-
-    Raises `UserError` for files that repeat the records of others: those of another number of files, two of one
-    number, and what `datasets` keeps beside its data.
-    """
+def _require_no_cache(where: Path, found: Sequence[Path]) -> None:
+    """Raises `UserError` for what `datasets` keeps beside its data, which repeats records."""
     kept = {named[1]: path.name for path in found if (named := _CACHE.fullmatch(path.stem))}
     if len(kept) > 1 or (kept and not all(_CACHE.fullmatch(path.stem) for path in found)):
         got = f"{min(kept.values())} among other files, which `datasets` keeps of data that it changed"
         raise _refused(where, got, "a pattern that leaves it out, or names only it")
-    totals, numbers = dict[str, int](), defaultdict[str, list[int]](list)
-    for path in found:
-        if not (named := _NUMBERED.match(path.stem)):
-            continue
-        begin, number, total = str(path.parent / named[1]), int(named[2]), int(named[3])
-        if totals.setdefault(begin, total) != total:
-            got = f"files of {totals[begin]} and of {total} `{named[1]}`"
-            raise _refused(where, got, f"those of one set, such as {begin}-*-of-{total:05d}*")
-        if number in numbers[begin]:
-            got = f"two files with the number {number:05d} of `{named[1]}`, such as {path.name}"
-            raise _refused(where, got, "one file of each number")
-        numbers[begin].append(number)
-    return {begin: (total, numbers[begin]) for begin, total in totals.items()}
 
 
 def _split(stem: str) -> str:
     """Returns the split that the name of a file says; "" if it says none."""
-    if found := _NUMBERED.match(stem):
+    if found := NUMBERED.match(stem):
         return found[1]
     return found[1] if (found := _SPLIT.search(stem)) else ""
 
