@@ -48,11 +48,12 @@ def json_files(name: Path) -> list[Path]:
 def matching(pattern: Path) -> list[Path]:
     """Returns the files that match a pattern, sorted; `**` matches any folders below.
 
-    Raises `UserError` if one file has two names.
+    Raises `UserError` for files that repeat the records of others, as `require_distinct` and `require_one_set` do.
     """
     above, rest = folder_and_rest(pattern)
     found = [above / name for name in sorted(glob.glob(rest, root_dir=above, recursive=True))]
     require_distinct(pattern, found)
+    require_one_set(pattern, found)
     return found
 
 

@@ -34,7 +34,6 @@ def table_files(path: Path) -> list[Path]:
     if not (found := files_of(path)):
         raise _refused(path, "no such file", "parquet or Arrow files")
     _require_no_cache(path, found)
-    require_one_set(path, found)
     return found
 
 

@@ -2,7 +2,13 @@
 
 import pytest
 
-from lmmkit.data.sources.tables.patterns import files_of, is_pattern, matching, require_distinct
+from lmmkit.data.sources.tables.patterns import (
+    files_of,
+    is_pattern,
+    json_files,
+    matching,
+    require_distinct,
+)
 from lmmkit.errors import UserError
 
 
@@ -50,3 +56,22 @@ def test_one_file_under_two_names_is_refused(folder):
     require_distinct(folder, [folder / "a.tar", folder / "x" / "b.tar"])
     with pytest.raises(UserError, match="one file"):
         require_distinct(folder, [folder / "a.tar", folder / "loop" / "a.tar"])
+
+
+def test_numbered_files_of_two_sets_are_refused(folder):
+    for name in (
+        "a-00000-of-00002.jsonl",
+        "a-00001-of-00002.jsonl",
+        "b-00000-of-00003.jsonl",
+        "a-00000-of-00001.tar",
+    ):
+        (folder / name).write_text("")
+    assert len(json_files(folder / "*.jsonl")) == 3, "sets of two names"
+    assert len(json_files(folder / "a-*2.jsonl")) == 2
+    (folder / "a-00000-of-00002.json").write_text("")
+    (folder / "b-00000-of-00001.jsonl").write_text("")
+    for pattern, word in (("a-*.json*", "00000"), ("b-*", "of 1 and of 3"), ("**/a-*", "of 1 and of 2")):
+        with pytest.raises(UserError) as error:
+            json_files(folder / pattern)
+        (problem,) = error.value.problems
+        assert problem.code == "records/file" and word in problem.got and problem.hint
