@@ -35,7 +35,8 @@ MANY_VARIANTS = Code(
 GRID_OPTIONS = Code(
     "ablation/options", cause="Options of `lmmkit ablate` exclude each other.",
     expected="one of `lmmkit ablate GRID --dry-run`, `lmmkit ablate GRID --forecast`, "
-    "`lmmkit ablate GRID --emit slurm` and `lmmkit ablate GRID --json`; no `--jobs` with `--emit`, which runs nothing",
+    "`lmmkit ablate GRID --emit slurm` and `lmmkit ablate GRID --json`; `lmmkit ablate GRID --jobs N` without "
+    "`lmmkit ablate GRID --emit slurm`, which runs nothing",
     hint="Remove the others.",
 )
 ONE_SEED = Code(

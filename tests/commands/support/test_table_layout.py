@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import io
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -66,6 +67,12 @@ def trained(scenes, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def twin(trained):
+    """Copies the run: a comparison needs two."""
+    return shutil.copytree(trained, trained.parent / "copy", symlinks=True)
+
+
 @pytest.fixture
 def printed(monkeypatch):
     """Collects the tables that commands print."""
@@ -105,7 +112,7 @@ def published_tables():
 
 # (module, function that prints a table) -> the words of a command, or a function
 PRINTED = {
-    ("answers/group", "compare"): ["answers", "compare", "{run}", "{run}"],
+    ("answers/group", "compare"): ["answers", "compare", "{run}", "{copy}"],
     ("answers/group", "judge"): None,  # the table that `score` prints
     ("answers/group", "score"): [
         "answers", "score", "toy", "--files", "{files}/files", "--answers", "{files}/a.jsonl"
@@ -119,7 +126,7 @@ PRINTED = {
     ("env", "_print"): ["env"],
     ("evaluate", "show_results"): ["eval", "{run}", "--out", "{files}/out"],
     ("evaluate", "print_published"): published_tables,
-    ("experiments/runs", "_print_pair"): ["runs", "--compare", "{run}", "{run}"],
+    ("experiments/runs", "_print_pair"): ["runs", "--compare", "{run}", "{copy}"],
     ("experiments/runs", "show_runs"): ["runs", "{run}"],
     ("experiments/ablate", "_print_outcome"): None,  # tables of 80 columns: tests/ablation/test_table.py
     ("experiments/ablate", "ablate"): None,  # the same
@@ -132,14 +139,14 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("place", [place for place, words in PRINTED.items() if words is not None])
-def test_the_tables_of_every_command_fit(place, trained, scenes, files, printed):
+def test_the_tables_of_every_command_fit(place, trained, twin, scenes, files, printed):
     asked = PRINTED[place]
     if asked is quickstart_tables:
         quickstart_tables(trained, files)
     elif asked is published_tables:
         published_tables()
     else:
-        run(*(word.format(run=trained, scenes=scenes, files=files) for word in asked))
+        run(*(word.format(run=trained, copy=twin, scenes=scenes, files=files) for word in asked))
     assert printed
     for table in printed:
         for width in WIDTHS:
