@@ -218,10 +218,28 @@ def test_the_package_needs_no_matplotlib():
         assert "matplotlib" not in path.read_text(encoding="utf-8"), path
 
 
+def script(name: str):
+    """Returns a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_image_of_the_miniature_has_every_difference_that_the_grids_wrote():
+    plot = script("miniature_plot")
+    image = plot.IMAGE.read_text(encoding="utf-8")
+    assert plot.description() in image, "run `python docs/miniature_plot.py`"
+    lines = {(grid, arm) for group in plot.LINES.values() for grid, arm, _ in group}
+    for path in plot.GRIDS.glob("*.json"):
+        grid = path.stem.removesuffix("_world1")
+        arms = json.loads(path.read_text(encoding="utf-8"))["arms"]
+        found = {(grid, arm["variant"]) for arm in arms if arm["measures"]["balanced"]["difference"]}
+        assert found <= lines or grid == "blank", "`blank` has the runs of `all_parts`"
+
+
 def test_the_tables_of_the_miniature_are_those_that_the_grids_wrote():
-    spec = importlib.util.spec_from_file_location("miniature_figures", ROOT / "docs" / "miniature_figures.py")
-    figures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figures)
+    figures = script("miniature_figures")
     page = figures.PAGE.read_text(encoding="utf-8")
     assert figures.written(page) == page, "run `python docs/miniature_figures.py`"
     stored = sorted(figures.GRIDS.glob("*.json"))
