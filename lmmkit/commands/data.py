@@ -182,7 +182,7 @@ def _record_lines(prepared: Prepared, records: Records, i: int) -> Iterator[Text
     sample = records[i]
     yield Text.assemble((records.where(i), "bold"), f"  {sample.key}  {sample.template}, {sample.image_fit}")
     for image in sample.images:
-        tiles = tiles_text(sample.image_fit, prepared.dims.image, image)
+        tiles = tiles_text(prepared, sample.image_fit, image)
         yield f"  image {image_place(image)}{tiles}"
     line = Text()
     for text, supervised in pieces(prepared, sample):

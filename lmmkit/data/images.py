@@ -16,7 +16,7 @@ from torch import Tensor
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec, Resample
 from lmmkit.api.sample import AnyRes, Image, ImageFit, Native
 from lmmkit.data.fits.native import native_grid
-from lmmkit.data.fits.rows import NativeRows, TiledRows
+from lmmkit.data.fits.rows import TiledRows, grid_of
 from lmmkit.data.fits.tiles import cut_tiles
 from lmmkit.data.image_files.image_file import File, as_image, opened_image, unedited
 from lmmkit.data.image_files.upright import as_rgb, upright
@@ -88,7 +88,7 @@ def pixels_shape(image: Image, fit: ImageFit, spec: ImageSpec) -> tuple[int, ...
     if isinstance(fit, AnyRes):
         return TiledRows(fit, spec).tiling(image).images, 3, spec.size, spec.size
     if isinstance(fit, Native):
-        lines, columns = NativeRows(fit, spec).grid(image)
+        lines, columns = grid_of(image, fit, spec)
         return 3, lines * spec.patch, columns * spec.patch
     return 3, spec.size, spec.size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
 from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
-from lmmkit.data.fits.rows import RowsOf, rows_by_shape
+from lmmkit.data.fits.rows import RowsOf, RowsOfGrid, rows_by_shape
 from lmmkit.data.layout_writer import WeightsOf
 from lmmkit.data.micro_batch.laid_out import LaidOut
 from lmmkit.data.sampler import sample_rng
@@ -60,9 +61,9 @@ def vocabulary_id(tokenizer: TextTokenizer, token: str, where: str) -> int:
 class Views:
     """Makes the views of a sample: the main view, then those of each task, laid out and edited.
 
-    `rows_of` gives the number of rows of an image. `edits`: each token strategy with the names of the views
-    that it inserts into; `None` for all. `needs`: those of the stage. `losses`, and what weights rows, give labels
-    to the samples, for a model of the sizes `dims`.
+    `rows_of` gives the number of rows of an image, `rows_of_grid` that of one with a grid of its own. `edits`: each
+    token strategy with the names of the views that it inserts into; `None` for all. `needs`: those of the stage.
+    `losses`, and what weights rows, give labels to the samples, for a model of the sizes `dims`.
     """
 
     tokenizer: TextTokenizer
@@ -76,6 +77,7 @@ class Views:
     needs: tuple[Need, ...] = ()
     losses: tuple[Loss | TokenWeight, ...] = ()
     dims: Dims | None = None
+    rows_of_grid: RowsOfGrid = math.prod  # a row for each patch
 
     def of(self, sample: Sample, epoch: int, source: SourceSamples = NO_SOURCE) -> list[View]:
         """Returns the views of a sample in this epoch, main first. The view of a task has the task's name.
@@ -110,7 +112,9 @@ class Views:
     def rows_of_sample(self, sample: Sample) -> RowsOf:
         """Returns what gives the rows of a sample's images: those that have no common size, by their shape."""
         fit, spec = sample.image_fit, None if self.dims is None else self.dims.image
-        return (rows_by_shape(fit, spec) if spec and spec.size else None) or self.rows_of
+        if spec is None or not spec.size:
+            return self.rows_of
+        return rows_by_shape(fit, spec, self.rows_of_grid) or self.rows_of
 
     def measure(self, sample: Sample) -> None:
         """Raises `UserError` if an image has a size that gives it no rows."""

@@ -14,7 +14,7 @@ from lmmkit.api.layout import Layout
 from lmmkit.api.sample import AnyRes, Image, Native, Sample, View
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
-from lmmkit.data.fits.rows import NativeRows
+from lmmkit.data.fits.rows import grid_of
 from lmmkit.data.images import PixelRef
 from lmmkit.data.micro_batch.laid_out import LaidOut, SizedSample
 from lmmkit.data.micro_batch.packed_images import read_images
@@ -100,11 +100,12 @@ def image_attention(
     shown = [span.image for span in layout if span.image is not None]
 
     def on_patches(weight_N: Tensor, image: Image) -> Tensor | None:
-        if isinstance(fit, Native):  # a row for each patch of a grid of its own
-            return weight_N.view(NativeRows(fit, packer.image).grid(image))
+        connector = cast(Connector, lmm.connector)
+        if isinstance(fit, Native):
+            return connector.on_patches(weight_N, grid_of(image, fit, packer.image))
         if isinstance(fit, AnyRes):
             weight_N = weight_N[: packer.image.tokens]  # of the overview
-        return lmm.image_rows.on_patches(weight_N, cast(Connector, lmm.connector))
+        return lmm.image_rows.on_patches(weight_N, connector)
 
     each_IN = weight_N.split(np.bincount(number_S[is_image]).tolist())
     evens_I = [float((np.cumsum(number_S == i) / count_S)[position_R].mean()) for i in range(len(shown))]

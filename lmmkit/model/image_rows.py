@@ -35,7 +35,7 @@ class ImageRows:
 
     def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
         """Returns the weights of an image's rows as weights of its patches, [grid]; None if these are not known."""
-        return connector.on_patches(weight_N)
+        return connector.on_patches(weight_N, connector.grid)
 
 
 class NewlineRow(nn.Module):

@@ -21,15 +21,17 @@ from lmmkit.model.vision import ViT
 
 
 class ImageFeatures(NamedTuple):
-    """Holds what the encoder, or then the connector, gives for images of one size, [I, N, D], and for the patches of
-    all others, [R, D]; None without such images."""
+    """Holds what the encoder, or then the connector, gives for images of one size, [I, N, D], and for all others,
+    [R, D]; None without such images. `grids`: the lines and columns of patches of each of the others."""
 
     sized_IND: Tensor | None = None
     native_RD: Tensor | None = None
+    grids: tuple[tuple[int, int], ...] = ()
 
     def detach(self) -> ImageFeatures:
         """Returns the same features without their graph."""
-        return ImageFeatures(*(None if x is None else x.detach() for x in self))
+        sized_IND, native_RD = (None if x is None else x.detach() for x in (self.sized_IND, self.native_RD))
+        return ImageFeatures(sized_IND, native_RD, self.grids)
 
 
 class ModelOutput(NamedTuple):
@@ -123,7 +125,8 @@ class LMM(nn.Module):
         images = Patches(images.patch_RF.to(dtype), images.grids)
         x_RD = cast(ViT | TimmViT, self.vision).packed(images)
         split = sum(images.lengths[:sized])
-        return ImageFeatures(x_RD[:split].unflatten(0, (sized, -1)) if sized else None, x_RD[split:])
+        sized_IND = x_RD[:split].unflatten(0, (sized, -1)) if sized else None
+        return ImageFeatures(sized_IND, x_RD[split:], batch.patches.grids)
 
     def encode_sized(self, pixels_ICXY: Tensor) -> Tensor | None:
         """Returns the encoder's output for images of one size, [I, N, D]; None without images."""
@@ -134,10 +137,10 @@ class LMM(nn.Module):
 
     def project(self, encoded: ImageFeatures) -> ImageFeatures:
         """Returns the rows of the images, in decoder width, from the encoder's output."""
-        connector, (sized_IND, native_RD) = cast(Connector, self.connector), encoded
+        connector, (sized_IND, native_RD, grids) = cast(Connector, self.connector), encoded
         return ImageFeatures(
             None if sized_IND is None else self.image_rows.project(sized_IND, connector),
-            None if native_RD is None else connector(native_RD[None])[0],  # each patch is a row
+            None if native_RD is None else connector.packed(native_RD, grids),
         )
 
     def rows(self, batch: Batch, projected: ImageFeatures, tokens: Mapping[str, Tensor]) -> Tensor:

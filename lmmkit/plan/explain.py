@@ -29,16 +29,17 @@ from lmmkit.api.needs import (
     VisionAt,
     selector,
 )
-from lmmkit.api.sample import AnyRes, ImageFit, Label, Native
+from lmmkit.api.sample import ImageFit, Label, Native
 from lmmkit.data.fits.tiles import most_rows
 from lmmkit.data.image_markers import marked
 from lmmkit.data.micro_batch.packed_images import read_images
 from lmmkit.data.views import dropped_text
-from lmmkit.plan.checks.image_checks import fits_read
+from lmmkit.plan.checks.image_checks import fits_read, most_native_rows
 from lmmkit.plan.instances import build_component, default_of, setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.shapes import why_sizes_apart
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import plural
 from lmmkit.recipe import CUT, Weight
 from lmmkit.registry import FoundComponent, setting_fields
 
@@ -107,8 +108,13 @@ def _rows_text(name: str, fit: ImageFit, prepared: Prepared) -> list[str]:
     """Returns a line about a source's images that have rows by their shape; none for images of one size."""
     if isinstance(fit, str):
         return []
-    text = f"{fit}, and as many rows"
-    if isinstance(fit, AnyRes):
+    if isinstance(fit, Native):
+        assert prepared.recipe.model.connector is not None, "the plan has refused a model without images"
+        rows = most_native_rows(fit, prepared.recipe.model.connector)
+        text = (
+            f"{fit}, at most {plural(rows, 'row')}"
+        )
+    else:
         tiles = max(lines * columns for lines, columns in fit.used)
         rows = max(most_rows(each, prepared.dims.image.grid) for each in fit.used)
         text = f"{fit}: an overview and at most {tiles} tiles, at most {rows} rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import cast
 from lmmkit import plugin_calls
 from lmmkit.api.model_info import Dims
 from lmmkit.data.chat_templates import require_fitting, vocabulary_in_use
-from lmmkit.data.fits.rows import FixedRows
+from lmmkit.data.fits.rows import FixedRows, RowsOfGrid
 from lmmkit.data.images import Cut, ImageReader
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer
@@ -63,6 +64,12 @@ class Prepared:
             return plugin_calls.reducer_rows(reducer, self.dims)
         return connector_rows(connector, self.dims.image.grid) if connector else 0
 
+    @property
+    def rows_of_grid(self) -> RowsOfGrid:
+        """Returns what gives the rows that the connector makes of an image with a grid (height, width) of its own."""
+        connector = self.recipe.model.connector
+        return functools.partial(connector_rows, connector) if connector else math.prod
+
     def reader(self, stage: str) -> ImageReader:
         """Returns a reader of a stage's images, with an empty cache."""
         cuts = dict.fromkeys(Cut.of(self.dims.teachers[name]) for name in self.plans[stage].all_teachers)
@@ -77,6 +84,7 @@ class Prepared:
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
             after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
             tasks=plan.makers, edits=plan.strategies, needs=plan.needs, losses=plan.labelling, dims=self.dims,
+            rows_of_grid=self.rows_of_grid,
         )  # fmt: skip
 
     def packer(self, stage: str) -> Packer:

@@ -5,14 +5,14 @@ They are model folders. Tokenizer, images and learned tokens have to be those of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lmmkit.api.sample import AnyRes, Native
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import REFERENCE, TEACHER_MODEL
 from lmmkit.plan import from_model
-from lmmkit.plan.checks.image_checks import fits_read, mixing_connector, odd_head_size, takes_one_size
+from lmmkit.plan.checks.image_checks import fits_read, odd_head_size, reduced, takes_one_size
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.stage_plan import START
 from lmmkit.weights import model_folder
@@ -47,10 +47,10 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
     fits, model = fits_read(prepared.recipe, stage), there.recipe.model
     if any(isinstance(fit, AnyRes) for fit in fits) and not isinstance(model.chat.image_fit, AnyRes):
         found.append(f"{folder}, a model without a newline row, for images that are cut into tiles")
-    if any(isinstance(fit, Native) for fit in fits):
-        found += [
-            f"{folder}, {part}, for images that keep their shape" for part in _parts_for_one_size(there)
-        ]
+    multiples = [fit.multiple for fit in fits if isinstance(fit, Native)]
+    if multiples:
+        parts = [*_parts_for_one_size(there), *_other_rows(prepared, there, multiples)]
+        found += [f"{folder}, {part}, for images that keep their shape" for part in parts]
     if prepared.plans[stage].strategies:
         names = ", ".join(strategy.name for strategy, _ in prepared.plans[stage].strategies)
         found.append(f"{folder}, and learned tokens ({names}), which only `start` has")
@@ -68,8 +68,16 @@ def _parts_for_one_size(there: Prepared) -> Iterator[str]:
         yield "a timm encoder that takes images of one size"
     if size := odd_head_size(model.vision):
         yield f"an encoder with heads of {size} values, an odd number"
-    if model.connector and (mixing := mixing_connector(model.connector, there.dims.image.grid)):
-        yield f"{mixing} without a row for each patch"
+    if model.connector and (got := reduced(model.connector)):
+        yield got
+
+
+def _other_rows(prepared: Prepared, there: Prepared, multiples: Iterable[int]) -> Iterator[str]:
+    """Yields the connector of a model if it makes other rows of images that keep their shape. A square and an image
+    three times as wide tell the connectors apart."""
+    connector, grids = there.recipe.model.connector, [(n, m * n) for n in multiples for m in (1, 3)]
+    if connector and any(there.rows_of_grid(grid) != prepared.rows_of_grid(grid) for grid in grids):
+        yield f"connector {connector.kind}, which makes other rows"
 
 
 def _other_tokenizer(prepared: Prepared, there: Prepared, folder: Path) -> list[str]:

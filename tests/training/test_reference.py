@@ -325,12 +325,15 @@ def test_a_folder_whose_model_cannot_read_images_by_their_shape_is_refused(
 
 
 @pytest.mark.parametrize(
-    "connector",
-    ["{kind: resampler, queries: 9}", "{kind: mlp2x_gelu, reduce: kept}"],
+    ("connector", "words"),
+    [
+        ("{kind: resampler, queries: 9}", "connector resampler, which makes other rows"),
+        ("{kind: mlp2x_gelu, reduce: kept}", "connector mlp2x_gelu with `reduce: kept`"),
+    ],
     ids=["resampler", "reduce"],
 )
 def test_a_folder_whose_connector_mixes_patches_is_refused_for_images_that_keep_their_shape(
-    finished, recipe_of, tmp_path, connector
+    finished, recipe_of, tmp_path, connector, words
 ):
     """Its images of one size have as many rows as patches, so nothing else in it is unlike."""
     folder = shutil.copytree(finished[2].model("first"), tmp_path / "mixing")
@@ -341,4 +344,4 @@ def test_a_folder_whose_connector_mixes_patches_is_refused_for_images_that_keep_
     (folder / "recipe.yaml").write_text(changed)
     native = f"data.questions.image_fit={NATIVE}", f"model.chat.image_fit={NATIVE}", "plugins.dpo.crop=0.0"
     ((code, got),) = problems_of(recipe_of(WHOLE, *native, f"stages.prefer.reference={folder}"))
-    assert code == "plan/reference" and "without a row for each patch, for images that keep" in got
+    assert code == "plan/reference" and f"{words}, for images that keep" in got

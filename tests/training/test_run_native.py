@@ -36,6 +36,14 @@ from tests.training.test_run_tiles import ASKED, write, write_shapes
 FIT = "{kind: native, max_patches: 30, multiple: 3}"
 TIMM = "model.vision={timm: vit_tiny_patch16_224, weights: none, image_size: 24, args: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2%s}}"
 HEADS_OF_8 = TIMM.replace("num_heads: 2", "num_heads: 3") % ", dynamic_img_size: true"
+POOL, SHUFFLE, RESAMPLER = (
+    f"model.connector={{kind: {kind}}}"
+    for kind in (
+        "average_pool, factor: 3",
+        "pixel_shuffle, factor: 3",
+        "resampler, queries: 5, depth: 1, heads: 2",
+    )
+)
 ORDER = "plugins={image_order: {grid: %d, permutations: 5}, directed_token: {place: end}}"
 
 
@@ -71,9 +79,13 @@ def losses(recipe) -> tuple[int, float]:
     return len(step), sums["next_token"]
 
 
-@pytest.mark.parametrize("vision", [(), (TIMM % ", dynamic_img_size: true",)], ids=["own", "timm"])
-def test_packed_samples_have_the_losses_of_each_alone(recipe, vision):
-    (one, packed), (each, alone) = (losses(recipe(f"speed.tokens={room}", *vision)) for room in (8192, 64))
+@pytest.mark.parametrize(
+    "parts",
+    [(), (TIMM % ", dynamic_img_size: true",), (POOL,), (SHUFFLE,), (RESAMPLER,)],
+    ids=["own", "timm", "average_pool", "pixel_shuffle", "resampler"],
+)
+def test_packed_samples_have_the_losses_of_each_alone(recipe, parts):
+    (one, packed), (each, alone) = (losses(recipe(f"speed.tokens={room}", *parts)) for room in (8192, 40))
     assert (one, each) == (1, len(ASKED)) and packed == pytest.approx(alone, rel=1e-5) and packed > 0
 
 
@@ -83,6 +95,39 @@ def test_an_image_of_the_encoder_s_size_has_the_loss_of_one_that_is_stretched(re
     square = f"data.questions.records={folder / 'square.json'}"
     native, stretched = losses(recipe(square)), losses(recipe(square, fit="stretch"))
     assert native[1] == pytest.approx(stretched[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("connector", [POOL, SHUFFLE, RESAMPLER])
+def test_so_has_one_whose_rows_a_connector_makes_of_several_patches(recipe, folder, connector):
+    write(folder / "square.json", [[6], [6], [6], [6], [6]])
+    square = f"data.questions.records={folder / 'square.json'}"
+    native, stretched = losses(recipe(square, connector)), losses(recipe(square, connector, fit="stretch"))
+    assert native[1] == pytest.approx(stretched[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("connector", "rows"), [(POOL, {1, 2, 3}), (SHUFFLE, {1, 2, 3}), (RESAMPLER, {5})])
+def test_a_connector_makes_rows_of_several_patches_of_each_image(recipe, folder, tmp_path, connector, rows):
+    """Trains, evaluates and answers with it, and draws the attention on the patches of each image."""
+    task = "stages.finetune.losses={next_token: 1.0, image_order: 1.0, guided_loss: 0.1}"
+    plugins = ORDER.replace("plugins={", "plugins={guided_loss: {}, ") % 3
+    read = recipe("output.save_every=0", "output.images_every=1", plugins, task, connector)
+    prepared = prepare(read)
+    most = "at most 5 rows" if connector == RESAMPLER else "at most 3 rows"
+    assert f"  images of questions  native, at most 30 patches, {most}" in plan_text(prepared)
+    views = prepared.views("finetune")
+    counted = {
+        views.rows_of_sample(sample)(image): sample
+        for sample in prepared.sources["questions"] for image in sample.images
+    }  # fmt: skip
+    assert counted.keys() == rows
+    batch = prepared.pipeline("finetune").step(0)[0]
+    total_rows = sum(len(scatter.row_N) for scatter in batch.scatters if scatter.source == "native")
+    assert total_rows < sum(batch.patches.lengths) or connector == RESAMPLER
+    run = train(read, out=tmp_path / "run").run
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in run.read_metrics())
+    ours = lmmkit.load(run.path, device="cpu")
+    assert isinstance(ours.reply("what <image> this", [str(folder / "5.png")], max_new_tokens=4), str)
+    assert "answers" in command("eval", run.path)
 
 
 def test_native_images_are_packed_beside_images_of_one_size(recipe, folder):
@@ -187,7 +232,7 @@ def test_rows_are_shown_and_estimated(recipe, folder, scenes, tmp_path):
     sample = prepared.sources["questions"][2]
     counted = [prepared.views("finetune").rows_of_sample(sample)(image) for image in sample.images]
     assert max(counted) <= 30 and len(set(counted)) > 1 and rows > fewer
-    assert "  images of questions  native, at most 30 patches, and as many rows" in plan_text(prepared)
+    assert "  images of questions  native, at most 30 patches, at most 27 rows" in plan_text(prepared)
     path = tmp_path / "mine.yaml"
     path.write_text(dump(recipe()))
     text = command("data", "show", path, "questions", "--root", scenes, "--count", 5)
@@ -263,8 +308,7 @@ def test_boxes_need_a_row_for_each_patch_of_a_common_grid(recipe, folder):
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [
-        (["data.questions.image_fit.max_patches=400"], "recipe/conflict", "400"),
-        (["model.connector={kind: average_pool, factor: 3}"], "plan/tiles", "average_pool"),
+        (["data.questions.image_fit.max_patches=410"], "recipe/conflict", "405 rows of 410 patches"),
         ([TIMM % ""], "recipe/conflict", "one size"),
         (["model.vision.width=30", "model.vision.heads=2"], "plan/tiles", "heads of 15"),
     ],

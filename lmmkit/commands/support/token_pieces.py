@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import AnyRes, Image, ImageFit, Native, Sample, View
-from lmmkit.data.fits.rows import NativeRows, TiledRows
+from lmmkit.data.fits.rows import TiledRows, grid_of
 from lmmkit.data.image_files.image_file import image_size
 from lmmkit.plan.prepare import Prepared
+from lmmkit.progress import plural
 
 
 def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
@@ -22,11 +22,13 @@ def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
             yield f"[{span.token_name or 'image'} x {span.n}] ", False
 
 
-def tiles_text(fit: ImageFit, spec: ImageSpec, image: Image) -> str:
+def tiles_text(prepared: Prepared, fit: ImageFit, image: Image) -> str:
     """Returns how an image is cut into tiles or patches, to be printed after its name; empty for one size of all."""
+    spec = prepared.dims.image
     if isinstance(fit, Native):
-        (height, width), (lines, columns) = image_size(image), NativeRows(fit, spec).grid(image)
-        return f"  {width} x {height} pixels as {lines} x {columns} patches, {lines * columns} rows"
+        (height, width), grid = image_size(image), grid_of(image, fit, spec)
+        rows = plural(prepared.rows_of_grid(grid), "row")
+        return f"  {width} x {height} pixels as {grid[0]} x {grid[1]} patches, {rows}"
     if not isinstance(fit, AnyRes):
         return ""
     (height, width), tiling = image_size(image), TiledRows(fit, spec).tiling(image)

@@ -15,6 +15,9 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import IMAGE_NARROW
 
 RowsOf = Callable[[Image], int]  # the number of rows that an image takes in the decoder
+RowsOfGrid = Callable[
+    [HeightWidth], int
+]  # the same of an image with a grid of patches, as the connector makes them
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,29 @@ class TiledRows:
 
 @dataclass(frozen=True)
 class NativeRows:
-    """Gives the rows of images that keep their shape: one for each patch."""
+    """Gives the rows of images that keep their shape: those that the connector makes of its grid of patches."""
 
     fit: Native
     spec: ImageSpec
+    rows_of_grid: RowsOfGrid
 
     def __call__(self, image: Image) -> int:
-        lines, columns = self.grid(image)
-        return lines * columns
-
-    def grid(self, image: Image) -> HeightWidth:
-        """Returns the lines and columns of an image. Raises `UserError` if its header cannot be read."""
-        return native_grid(image_size(image), self.spec.patch, self.fit.max_patches, self.fit.multiple)
+        return self.rows_of_grid(grid_of(image, self.fit, self.spec))
 
 
-def rows_by_shape(fit: ImageFit, spec: ImageSpec) -> RowsOf | None:
+def grid_of(image: Image, fit: Native, spec: ImageSpec) -> HeightWidth:
+    """Returns the lines and columns of patches of an image that keeps its shape.
+
+    Raises `UserError` if its header cannot be read.
+    """
+    return native_grid(image_size(image), spec.patch, fit.max_patches, fit.multiple)
+
+
+def rows_by_shape(fit: ImageFit, spec: ImageSpec, rows_of_grid: RowsOfGrid) -> RowsOf | None:
     """Returns what gives the rows of images that depend on their shape; None if all images have one size."""
     if isinstance(fit, AnyRes):
         return TiledRows(fit, spec)
-    return NativeRows(fit, spec) if isinstance(fit, Native) else None
+    return NativeRows(fit, spec, rows_of_grid) if isinstance(fit, Native) else None
 
 
 def check_image(image: Image, fit: ImageFit, spec: ImageSpec | None, *, whole: bool = False) -> None:

@@ -15,8 +15,8 @@ class AveragePoolConnector(SquaresConnector):
         self.first = nn.Linear(n_in, n_out)
         self.second = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out))
 
-    def forward(self, x_IND: Tensor) -> Tensor:
-        return self.second(self.first(self.row_features(x_IND)))
+    def joined(self, x_ISPD: Tensor) -> Tensor:
+        return self.second(self.first(x_ISPD.mean(2)))
 
     def stored_values(self, tokens: int) -> int:
         return tokens // self.factor**2 * (self.n_in + 2 * self.n_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -32,14 +33,25 @@ class Connector(nn.Module):
         kind are further arguments."""
         return None
 
+    def packed(self, x_RD: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Returns the rows of images of unlike sizes, [rows, decoder width], image by image.
+
+        Args:
+            x_RD: the encoder's tokens of all images, image by image and line by line.
+            grids: the lines and columns of tokens of each image. A connector with fewer rows than tokens, which
+                depend on them, overrides the method.
+        """
+        return self(x_RD[None])[0]
+
     def row_features(self, features_IND: Tensor) -> Tensor:
         """Returns the encoder's features behind each row, [I, rows, vision width]: those of the part of the image that
         the row is made of. A connector with fewer rows than tokens overrides it."""
         return features_IND
 
-    def on_patches(self, weight_N: Tensor) -> Tensor | None:
-        """Returns the weights of an image's rows as weights of its patches, [grid]; None if these are not known."""
-        return weight_N.view(self.grid)
+    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """Returns the weights of the rows of an image with a grid of patches as weights of its patches, [grid]; None
+        if these are not known."""
+        return weight_N.view(grid)
 
     def stored_values(self, tokens: int) -> int:
         """Returns how many values a training step stores for images of `tokens` tokens together."""

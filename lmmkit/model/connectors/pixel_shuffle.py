@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lmmkit.model.connectors.squares import SquaresConnector, squares
+from lmmkit.model.connectors.squares import SquaresConnector
 
 
 class PixelShuffleConnector(SquaresConnector):
@@ -14,8 +14,8 @@ class PixelShuffleConnector(SquaresConnector):
         super().__init__(n_in, n_out, grid, factor)
         self.first = nn.Linear(n_in * factor**2, n_out, bias=False)
 
-    def forward(self, x_IND: Tensor) -> Tensor:
-        return self.first(squares(x_IND, self.grid, self.factor).flatten(2))
+    def joined(self, x_ISPD: Tensor) -> Tensor:
+        return self.first(x_ISPD.flatten(2))
 
     def stored_values(self, tokens: int) -> int:
         return tokens * self.n_in

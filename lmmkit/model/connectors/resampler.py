@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -70,10 +71,15 @@ class ResamplerConnector(Connector):
             x_IQD = block(x_IQD, tokens_IND)
         return self.norm(x_IQD)
 
+    def packed(self, x_RD: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Runs the blocks for each image alone, as queries attend to the tokens of their own image."""
+        each = x_RD.split([lines * columns for lines, columns in grids])
+        return torch.cat([self(x_ND[None])[0] for x_ND in each])
+
     def row_features(self, features_IND: Tensor) -> Tensor:
         raise AssertionError("the plan refuses a need for features of rows without fixed patches")
 
-    def on_patches(self, weight_N: Tensor) -> None:
+    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> None:
         return None
 
     def stored_values(self, tokens: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from lmmkit.model.connectors.connector import Connector
@@ -31,12 +34,24 @@ class SquaresConnector(Connector):
             return None
         return "factor", str(factor), f"a divisor of both sides of the grid of {grid[0]} x {grid[1]} patches"
 
+    def joined(self, x_ISPD: Tensor) -> Tensor:
+        """Returns the row of each square, [I, squares, decoder width], from its P patches."""
+        raise NotImplementedError
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        return self.joined(squares(x_IND, self.grid, self.factor))
+
+    def packed(self, x_RD: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        each = x_RD.split([lines * columns for lines, columns in grids])
+        found = [squares(x_ND[None], grid, self.factor) for x_ND, grid in zip(each, grids, strict=True)]
+        return self.joined(torch.cat(found, 1))[0]
+
     def row_features(self, features_IND: Tensor) -> Tensor:
         """Returns the mean of the patches of each square."""
         return squares(features_IND, self.grid, self.factor).mean(2)
 
-    def on_patches(self, weight_N: Tensor) -> Tensor:
+    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor:
         """Divides the weight of each row evenly among the patches of its square."""
-        high, wide = (side // self.factor for side in self.grid)
+        high, wide = (side // self.factor for side in grid)
         each_XY = weight_N.view(high, wide) / self.factor**2
         return each_XY.repeat_interleave(self.factor, 0).repeat_interleave(self.factor, 1)

@@ -15,6 +15,7 @@ from lmmkit.errors.plan import SETTING, TILES
 from lmmkit.errors.recipe import CONFLICT
 from lmmkit.model.connectors.kinds import CONNECTORS, connector_rows
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import plural
 from lmmkit.recipe import ConnectorConfig, Recipe, Vision, VisionScratch, VisionTimm
 
 
@@ -38,24 +39,30 @@ def fits_read(recipe: Recipe, stage: str) -> list[ImageFit]:
 
 
 def images_by_shape(recipe: Recipe, dims: Dims) -> list[Problem]:
-    """Returns the problems of images with rows by their shape: a model without an encoder, a connector that does not
-    make one row of each patch, and what only tiles, or only images that keep their shape, meet."""
+    """Returns the problems of images with rows by their shape: a model without an encoder, an image reducer, and what
+    only tiles, or only images that keep their shape, meet."""
     found = {key: fit for key, fit in _fits(recipe).items() if not isinstance(fit, str)}
     connector, problems = recipe.model.connector, []
     if not found:
         return []
     if connector is None:
         return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
-    if got := mixing_connector(connector, dims.image.grid):
+    tiled = {key: fit for key, fit in found.items() if isinstance(fit, AnyRes)}
+    native = {key: fit for key, fit in found.items() if isinstance(fit, Native)}
+    if got := mixing_connector(connector, dims.image.grid) if tiled else reduced(connector):
         problems.append(TILES.at(recipe.where("model.connector"), got=got))
-    problems += _tiles(recipe, {key: fit for key, fit in found.items() if isinstance(fit, AnyRes)}, dims)
-    return problems + _native(recipe, {key: fit for key, fit in found.items() if isinstance(fit, Native)})
+    return problems + _tiles(recipe, tiled, dims) + _native(recipe, connector, native, dims)
+
+
+def reduced(connector: ConnectorConfig) -> str:
+    """Returns a connector in words if an image reducer makes the rows; else an empty text."""
+    return "" if connector.reduce is None else f"connector {connector.kind} with `reduce: {connector.reduce}`"
 
 
 def mixing_connector(connector: ConnectorConfig, grid: tuple[int, int]) -> str:
     """Returns a connector in words if it does not make one row of each patch; else an empty text."""
-    if connector.reduce is not None:
-        return f"connector {connector.kind} with `reduce: {connector.reduce}`"
+    if got := reduced(connector):
+        return got
     of_each = (
         CONNECTORS[connector.kind].fixed_patches and connector_rows(connector, grid) == grid[0] * grid[1]
     )
@@ -77,9 +84,11 @@ def _tiles(recipe: Recipe, found: Mapping[str, AnyRes], dims: Dims) -> list[Prob
     return problems
 
 
-def _native(recipe: Recipe, found: Mapping[str, Native]) -> list[Problem]:
-    """Returns the problems of images that keep their shape: an encoder that takes one size only, and images that cannot
-    fit into the context."""
+def _native(
+    recipe: Recipe, connector: ConnectorConfig, found: Mapping[str, Native], dims: Dims
+) -> list[Problem]:
+    """Returns the problems of images that keep their shape: an encoder that takes one size only, grids that do not
+    fit the connector, and images that cannot fit into the context."""
     vision, where, problems = recipe.model.vision, recipe.where("model.vision"), []
     if found and takes_one_size(vision):
         expected = "`args: {dynamic_img_size: true}`, for timm's encoders"
@@ -88,8 +97,23 @@ def _native(recipe: Recipe, found: Mapping[str, Native]) -> list[Problem]:
     if found and (size := odd_head_size(vision)):
         problems.append(TILES.at(where, got=f"heads of {size} values, an odd number"))
     for key, fit in found.items():
-        problems += _room(recipe, f"{key}.max_patches", fit.max_patches, str(fit.max_patches), "max_patches")
+        least = (fit.multiple, fit.multiple)
+        if misfit := CONNECTORS[connector.kind].misfit(least, dims.width, **connector.settings):
+            name, side, _ = misfit
+            got = f"`multiple: {fit.multiple}` and connector {connector.kind} with `{name}: {side}`"
+            expected, fix = f"a multiple of {side}", f"Write `multiple: {side}`."
+            problems.append(CONFLICT.at(recipe.where(f"{key}.multiple"), got=got, expected=expected, fix=fix))
+            continue
+        rows = most_native_rows(fit, connector)
+        got = f"{plural(rows, 'row')} of {plural(fit.max_patches, 'patch', 'patches')}"
+        problems += _room(recipe, f"{key}.max_patches", rows, got, "max_patches")
     return problems
+
+
+def most_native_rows(fit: Native, connector: ConnectorConfig) -> int:
+    """Returns the rows of the largest image that keeps its shape."""
+    squares = fit.max_patches // fit.multiple**2
+    return connector_rows(connector, (fit.multiple, squares * fit.multiple))
 
 
 def takes_one_size(vision: Vision | None) -> bool:

@@ -84,6 +84,33 @@ def test_an_image_takes_as_many_rows_as_the_connector_returns(kind, grid):
     assert rows == want.get(kind, len(x_IND[0]))
 
 
+@pytest.mark.parametrize("kind", CONNECTORS)
+def test_images_of_unlike_sizes_have_the_rows_of_each_alone(kind):
+    """Compares values and gradients with a connector for each grid that has the same parameters."""
+    grids, draw = [(2, 6), (4, 4), (2, 2)], torch.Generator().manual_seed(0)
+    alone = [build_connector(ASKED[kind], 4, 6, grid).double() for grid in grids]
+    scramble(alone[0], 0)
+    for each in alone[1:]:
+        each.load_state_dict(alone[0].state_dict())
+    made = build_connector(ASKED[kind], 4, 6, (6, 6)).double()
+    made.load_state_dict(alone[0].state_dict())
+    x_RD = torch.randn(32, 4, dtype=torch.float64, generator=draw, requires_grad=True)
+    each = x_RD.split([lines * columns for lines, columns in grids])
+    want = torch.cat([c(x_ND[None])[0] for c, x_ND in zip(alone, each, strict=True)])
+    got = made.packed(x_RD, grids)
+    assert got.shape == want.shape and off(got, want) < 1e-12
+    assert len(got) == sum(connector_rows(ASKED[kind], grid) for grid in grids)
+    (got_x,), (want_x,) = (torch.autograd.grad(smooth(x), [x_RD], retain_graph=True) for x in (got, want))
+    assert off(got_x, want_x) < 1e-12 and want_x.abs().max() > 0
+    found = torch.autograd.grad(smooth(got), list(made.parameters())) if kind != "none" else ()
+    for n, gradient in enumerate(found):
+        each = [
+            torch.autograd.grad(smooth(want), list(c.parameters()), retain_graph=True, allow_unused=True)
+            for c in alone
+        ]
+        assert off(gradient, sum(parts[n] for parts in each)) < 1e-11
+
+
 def test_values():
     x_IND = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     linear, mlp = LinearConnector(4, 6, (1, 3)), MlpConnector(4, 6, (1, 3))

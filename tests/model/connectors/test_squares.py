@@ -28,7 +28,7 @@ def test_squares_are_in_the_order_of_the_image():
 
 def test_the_weight_of_a_row_is_divided_among_its_patches():
     weight_N = torch.arange(1.0, 7.0)
-    map_XY = SquaresConnector(5, 7, GRID, FACTOR).on_patches(weight_N)
+    map_XY = SquaresConnector(5, 7, (2, 2), FACTOR).on_patches(weight_N, GRID)
     want = torch.zeros(24)
     for weight, numbers in zip(weight_N, by_hand(GRID, FACTOR), strict=True):
         want[numbers] = weight / 4

@@ -47,12 +47,43 @@ def test_sources_need_the_newline_of_the_model_and_room(tiny, overrides, code, k
     )
 
 
-@pytest.mark.parametrize("fit", [FIT, "image_fit={kind: native, max_patches: 9}"])
-def test_rows_that_are_not_one_for_each_patch_are_refused(tiny, fit):
+def test_rows_that_are_not_one_for_each_patch_are_refused(tiny):
     """Tries a resampler with as many queries as patches: none of its rows is made of one patch."""
     resampler = "model.connector={kind: resampler, queries: 9, depth: 1, heads: 2}"
-    found = problems(tiny(f"model.chat.{fit}", f"data.questions.{fit}", resampler, text=PLAIN))
-    assert [code for code, _ in found] == ["plan/tiles"]
+    assert [code for code, _ in problems(tiny(*BOTH, resampler, text=PLAIN))] == ["plan/tiles"]
+
+
+def test_a_grid_of_native_images_fits_the_factor_of_the_connector(tiny):
+    fit, pool = "image_fit={kind: native, max_patches: %d, multiple: %d}", "{kind: average_pool, factor: 3}"
+    for most, multiple, right in ((30, 3, True), (72, 6, True), (30, 1, False), (30, 2, False)):
+        keys = [f"{key}.{fit % (most, multiple)}" for key in ("model.chat", "data.questions")]
+        read = tiny(*keys, f"model.connector={pool}", text=PLAIN)
+        if right:
+            assert f"native, at most {most} patches, at most {most // 9} rows" in plan_text(prepare(read))
+            continue
+        with pytest.raises(UserError) as error:
+            prepare(read)
+        assert {(p.code, p.expected, p.hint) for p in error.value.problems} == {
+            ("recipe/conflict", "a multiple of 3", "Write `multiple: 3`.")
+        }
+        assert all(f"`multiple: {multiple}`" in p.got and "factor: 3" in p.got for p in error.value.problems)
+
+
+def test_the_rows_of_native_images_fit_into_the_context(tiny):
+    """A connector makes 27 patches three rows, which fit where the patches do not."""
+    keys = [
+        f"{key}.image_fit={{kind: native, max_patches: 2700, multiple: 3}}"
+        for key in ("model.chat", "data.questions")
+    ]
+    for connector, codes in (
+        ("{kind: linear}", {"recipe/conflict"}),
+        ("{kind: resampler, queries: 9, depth: 1, heads: 2}", set()),
+    ):
+        read = tiny(*keys, f"model.connector={connector}", text=PLAIN)
+        if not codes:
+            assert "at most 9 rows" in plan_text(prepare(read))
+        else:
+            assert {code for code, _ in problems(read)} == codes
 
 
 def test_terms_that_read_features_are_refused(tiny, tmp_path):
