@@ -10,7 +10,7 @@ from lmmkit.plan.prepare import prepare
 from lmmkit.training.run import train
 from tests.training.distributed.test_fsdp import MIXED, mixed, model_of, trained  # noqa: F401
 from tests.training.test_run import figures
-from tests.training.test_run_native import FIT, TIMM
+from tests.training.test_run_native import FIT, POOL, RESAMPLER, TIMM
 from tests.training.test_run_tiles import write_shapes
 
 SHAPES = f"  shapes: {{kind: llava, records: shapes/records.json, images: shapes, template: vicuna_v1, image_fit: {FIT}}}\n"
@@ -30,13 +30,17 @@ def kinds(batch) -> frozenset[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["own", "timm"])
+@pytest.mark.parametrize(
+    "change",
+    ["", TIMM % ", dynamic_img_size: true", POOL, RESAMPLER],
+    ids=["own", "timm", "average_pool", "resampler"],
+)
 def test_images_of_unlike_sizes_on_two_ranks_give_one_process_s_figures(
-    mixed, tiny, scenes, tmp_path, encoder  # noqa: F811 (writes the data)
+    mixed, tiny, scenes, tmp_path, change  # noqa: F811 (writes the data)
 ):  # fmt: skip
     (scenes / "shapes").mkdir()
     write_shapes(scenes / "shapes")
-    changes = [TIMM % ", dynamic_img_size: true"] if encoder == "timm" else []
+    changes = [change] * bool(change)
     changes += ["stages.only.validate={every: 5, data: shapes, samples: 5}", "output.images_every=10"]
     recipe = tiny(*changes, "stages.only.batch.samples=4", "speed.tokens=400", text=TEXT)
     pipeline = prepare(recipe).pipeline("only")
