@@ -31,7 +31,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ImageSpec:
     """Describes input and output of an encoder: images of `size` px a side, `grid` (rows, columns) of tokens.
 
-    `resample` is the filter that resizes an image to that size.
+    `resample` is the filter that resizes an image to that size. `square`: each row of the decoder is made of `square` x
+    `square` tokens.
     """
 
     size: int
@@ -40,6 +41,12 @@ class ImageSpec:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resample: Resample = "bicubic"
+    square: int = 1
+
+    @property
+    def row_grid(self) -> tuple[int, int]:
+        """Returns the lines and columns of the decoder's rows of one image."""
+        return self.grid[0] // self.square, self.grid[1] // self.square
 
     @property
     def tokens(self) -> int:

@@ -136,8 +136,9 @@ IMAGE_FORMAT = Code(
     expected="an image in {formats}", hint=BAD_FILE,
 )
 IMAGE_NARROW = Code(
-    "image/narrow", cause="An image that is cut into tiles is so narrow that no line or column of patches shows it.",
-    expected="an image that is at least about one patch wide and high on its tiles", hint=BAD_FILE,
+    "image/narrow", cause="An image that is cut into tiles is so narrow that no row of the decoder shows it.",
+    expected="at least about one patch wide and high on its tiles, or one square of a connector that joins patches",
+    hint=BAD_FILE,
 )
 IMAGE_SHAPE = Code(
     "image/aspect-ratio", cause="An image is too long and narrow.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
@@ -104,7 +105,7 @@ def image_attention(
         if isinstance(fit, Native):
             return connector.on_patches(weight_N, grid_of(image, fit, packer.image))
         if isinstance(fit, AnyRes):
-            weight_N = weight_N[: packer.image.tokens]  # of the overview
+            weight_N = weight_N[: math.prod(packer.image.row_grid)]  # of the overview
         return lmm.image_rows.on_patches(weight_N, connector)
 
     each_IN = weight_N.split(np.bincount(number_S[is_image]).tolist())

@@ -111,12 +111,10 @@ def _rows_text(name: str, fit: ImageFit, prepared: Prepared) -> list[str]:
     if isinstance(fit, Native):
         assert prepared.recipe.model.connector is not None, "the plan has refused a model without images"
         rows = most_native_rows(fit, prepared.recipe.model.connector)
-        text = (
-            f"{fit}, at most {plural(rows, 'row')}"
-        )
+        text = f"{fit}, at most {plural(rows, 'row')}"
     else:
         tiles = max(lines * columns for lines, columns in fit.used)
-        rows = max(most_rows(each, prepared.dims.image.grid) for each in fit.used)
+        rows = max(most_rows(each, prepared.dims.image.row_grid) for each in fit.used)
         text = f"{fit}: an overview and at most {tiles} tiles, at most {rows} rows"
     return [f"  images of {name}  {text}; each counts as {prepared.image_rows} where ranks share a step"]
 

@@ -30,7 +30,9 @@ def vision_shape(vision: VisionScratch) -> VisionShape:
     """Returns the shape of an encoder whose sizes are in the recipe."""
     side = vision.image_size // vision.patch
     image = ImageSpec(
-        size=vision.image_size, grid=(side, side), **_fields(vision, ImageSpec, but=("size", "grid"))
+        size=vision.image_size,
+        grid=(side, side),
+        **_fields(vision, ImageSpec, but=("size", "grid", "square")),
     )
     return VisionShape(image=image, **_fields(vision, VisionShape, but=("image",)))
 
@@ -122,7 +124,9 @@ def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
 
 def dims(recipe: Recipe, vocab: int) -> Dims:
     """Returns the model sizes that plugins may use."""
-    shape = decoder_shape(recipe, vocab)
+    shape, connector = decoder_shape(recipe, vocab), recipe.model.connector
+    square = connector.factor if connector and connector.factor else 1
     return Dims(
-        width=shape.width, vocab=shape.vocab, layers=shape.depth, heads=shape.heads, image=image_spec(recipe)
-    )
+        width=shape.width, vocab=shape.vocab, layers=shape.depth, heads=shape.heads,
+        image=replace(image_spec(recipe), square=square),
+    )  # fmt: skip

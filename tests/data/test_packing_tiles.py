@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,9 +32,9 @@ def images(tmp_path):
     return {name: Image(str(tmp_path / f"{name}.png")) for name in SIZES}
 
 
-def member(key, fit, *shown) -> LaidOut:
+def member(key, fit, *shown, spec=SPEC) -> LaidOut:
     """Returns a view with text around each image."""
-    rows_of = TiledRows(fit, SPEC) if isinstance(fit, AnyRes) else lambda image: SPEC.tokens
+    rows_of = TiledRows(fit, spec) if isinstance(fit, AnyRes) else lambda image: math.prod(spec.row_grid)
     spans = [text((1,), "bos")]
     for image in shown:
         spans += [Span(kind="image", n=rows_of(image), image=image), text((7, len(spans)), "user")]
@@ -41,19 +42,22 @@ def member(key, fit, *shown) -> LaidOut:
     return LaidOut(View(sample=sample, supervision="none"), tuple(spans))
 
 
-def packed(*members):
-    packer = Packer(image=SPEC)
+def packed(*members, spec=SPEC):
+    packer = Packer(image=spec)
     samples = [packer.sized([each]) for each in members]
     return packer.pack(samples, read_images(samples, ImageReader(SPEC, 0)))
 
 
-def test_every_row_has_its_token_or_a_newline(images):
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, grid=(6, 4), square=2)], ids=["patches", "squares"])
+def test_every_row_has_its_token_or_a_newline(images, spec):
+    """`squares`: a tile of 6 x 4 patches has 3 x 2 rows."""
     members = (
-        member("a", FIT, images["wide"], images["small"]),
-        member("b", "pad", images["large"]),
-        member("c", FIT, images["large"], images["wide"]),
+        member("a", FIT, images["wide"], images["small"], spec=spec),
+        member("b", "pad", images["large"], spec=spec),
+        member("c", FIT, images["large"], images["wide"], spec=spec),
     )
-    batch, paths = packed(*members)
+    batch, paths = packed(*members, spec=spec)
+    each = math.prod(spec.row_grid)
     filled = {
         int(row): (scatter.source, int(item))
         for scatter in batch.scatters
@@ -71,9 +75,9 @@ def test_every_row_has_its_token_or_a_newline(images):
                     assert torch.equal(batch.first_image(v), read[0]), "the overview"
                 first = False
                 tokens = (
-                    TiledRows(fit, SPEC).tiling(span.image).token_of_rows(SPEC.grid)
+                    TiledRows(fit, spec).tiling(span.image).token_of_rows(spec.row_grid)
                     if isinstance(fit, AnyRes)
-                    else np.arange(SPEC.tokens)
+                    else np.arange(each)
                 )
                 assert len(tokens) == span.n
                 for i, token in enumerate(tokens.tolist()):
@@ -81,11 +85,11 @@ def test_every_row_has_its_token_or_a_newline(images):
                     if token < 0:
                         assert (source, item) == ("newline", 0)
                         continue
-                    pixels = batch.pixels_ICXY[item // SPEC.tokens]
-                    assert source == "vision" and item % SPEC.tokens == token % SPEC.tokens
-                    assert torch.equal(pixels, read[token // SPEC.tokens])
+                    pixels = batch.pixels_ICXY[item // each]
+                    assert source == "vision" and item % each == token % each
+                    assert torch.equal(pixels, read[token // each])
             start += span.n
-    tiles = sum(TiledRows(FIT, SPEC).tiling(images[name]).images for name in ("wide", "small", "large"))
+    tiles = sum(TiledRows(FIT, spec).tiling(images[name]).images for name in ("wide", "small", "large"))
     assert len(batch.pixels_ICXY) == tiles + 1, "the wide image is shown twice and encoded once"
 
 

@@ -26,6 +26,10 @@ from tests.test_cli import run as command
 SIZES = [(40, 11), (9, 31), (70, 66), (5, 6), (1, 1), (150, 48), (24, 24)]  # width, height
 ASKED = [[0, 1], [2], [3, 4, 5], [], [6, 0]]
 FIT = "{kind: anyres, max_tiles: 4}"
+POOL, SHUFFLE = (  # 6 x 6 patches become 3 x 3 rows
+    ["model.vision.patch=4", f"model.connector={{kind: {kind}, factor: 2}}"]
+    for kind in ("average_pool", "pixel_shuffle")
+)
 
 
 def write_shapes(folder):
@@ -89,11 +93,14 @@ def test_a_run_learns_the_newline_row_and_its_model_answers(recipe, folder, tmp_
     assert "answers" in text and "blank" in text
 
 
-def test_packed_samples_have_the_losses_of_each_alone(recipe):
+@pytest.mark.parametrize("parts", [[], POOL, SHUFFLE], ids=["mlp", "average_pool", "pixel_shuffle"])
+def test_packed_samples_have_the_losses_of_each_alone(recipe, parts):
     """Packs five records with eight images in one micro-batch, and each of them in one of its own."""
     found = []
     for room in (8192, 64):
-        prepared = prepare(recipe(f"speed.tokens={room}", "model.text.width=48", "model.text.heads=4"))
+        prepared = prepare(
+            recipe(f"speed.tokens={room}", "model.text.width=48", "model.text.heads=4", *parts)
+        )
         stage = prepared.recipe.stages["finetune"]
         objective = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
         build.set_stage(objective, prepared.plans["finetune"], stage, seed=0)
@@ -103,6 +110,28 @@ def test_packed_samples_have_the_losses_of_each_alone(recipe):
     (one, packed, targets), (each, alone, same) = found
     assert (one, targets) == (1, same) and each == len(ASKED)
     assert packed == pytest.approx(alone, rel=1e-5) and packed > 0
+
+
+@pytest.mark.parametrize("parts", [POOL, SHUFFLE], ids=["average_pool", "pixel_shuffle"])
+def test_a_connector_makes_rows_of_several_patches_of_each_tile(recipe, folder, tmp_path, parts):
+    """Takes the rows of an encoder that has a patch for each of them, in training, answers and evaluation."""
+    plain, prepared = (
+        prepare(recipe()),
+        prepare(recipe("output.save_every=0", "output.images_every=1", *parts)),
+    )
+    assert prepared.dims.image.grid == (6, 6) and prepared.dims.image.row_grid == plain.dims.image.grid == (
+        3,
+        3,
+    )
+    every = [each.sources["questions"] for each in (plain, prepared)]
+    for one, other in zip(*every, strict=True):
+        rows = [each.views("finetune").rows_of_sample(s) for each, s in ((plain, one), (prepared, other))]
+        assert [rows[0](image) for image in one.images] == [rows[1](image) for image in other.images]
+    run = train(prepared.recipe, out=tmp_path / "run").run
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in run.read_metrics())
+    ours = lmmkit.load(run.path, device="cpu")
+    assert isinstance(ours.reply("what <image> this", [str(folder / "2.png")], max_new_tokens=4), str)
+    assert "answers" in command("eval", run.path)
 
 
 def test_rows_and_tiles_are_shown_and_estimated(recipe, folder, scenes, tmp_path):

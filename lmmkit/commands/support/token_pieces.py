@@ -33,4 +33,4 @@ def tiles_text(prepared: Prepared, fit: ImageFit, image: Image) -> str:
         return ""
     (height, width), tiling = image_size(image), TiledRows(fit, spec).tiling(image)
     lines, columns = tiling.grid
-    return f"  {width} x {height} pixels on {lines} x {columns} tiles, {tiling.rows(spec.grid)} rows"
+    return f"  {width} x {height} pixels on {lines} x {columns} tiles, {tiling.rows(spec.row_grid)} rows"

@@ -38,16 +38,15 @@ class TiledRows:
     spec: ImageSpec
 
     def __call__(self, image: Image) -> int:
-        return self.tiling(image).rows(self.spec.grid)
+        return self.tiling(image).rows(self.spec.row_grid)
 
     def tiling(self, image: Image) -> Tiling:
         """Returns how an image is cut. Raises `UserError` if its header cannot be read, and as `tiling_of`."""
         return self.tiling_of(image, image_size(image))
 
     def tiling_of(self, image: Image, size: HeightWidth) -> Tiling:
-        """Returns how an image of this size is cut. Raises `UserError` if it is so narrow that no line of the encoder's
-        tokens shows it."""
-        found = Tiling.of(size, self.fit.used, self.spec.size, self.spec.grid)
+        """Returns how an image of this size is cut. Raises `UserError` if it is so narrow that no row shows it."""
+        found = Tiling.of(size, self.fit.used, self.spec.size, self.spec.row_grid)
         if not found.height or not found.width:
             got = f"{size[1]} x {size[0]} pixels on {found.grid[0]} x {found.grid[1]} tiles"
             raise UserError(IMAGE_NARROW.at(image_place(image), got=got))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def image_items(image: Image, fit: ImageFit, n: int, spec: ImageSpec) -> tuple[n
     if not isinstance(fit, AnyRes):
         return np.arange(n), 1, n
     tiling = TiledRows(fit, spec).tiling(image)
-    return tiling.token_of_rows(spec.grid), tiling.images, tiling.images * spec.tokens
+    return tiling.token_of_rows(spec.row_grid), tiling.images, tiling.images * math.prod(spec.row_grid)
 
 
 def encoder_pixels(

@@ -49,7 +49,7 @@ def images_by_shape(recipe: Recipe, dims: Dims) -> list[Problem]:
         return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
     tiled = {key: fit for key, fit in found.items() if isinstance(fit, AnyRes)}
     native = {key: fit for key, fit in found.items() if isinstance(fit, Native)}
-    if got := mixing_connector(connector, dims.image.grid) if tiled else reduced(connector):
+    if got := mixing_connector(connector) if tiled else reduced(connector):
         problems.append(TILES.at(recipe.where("model.connector"), got=got))
     return problems + _tiles(recipe, tiled, dims) + _native(recipe, connector, native, dims)
 
@@ -59,14 +59,10 @@ def reduced(connector: ConnectorConfig) -> str:
     return "" if connector.reduce is None else f"connector {connector.kind} with `reduce: {connector.reduce}`"
 
 
-def mixing_connector(connector: ConnectorConfig, grid: tuple[int, int]) -> str:
-    """Returns a connector in words if it does not make one row of each patch; else an empty text."""
-    if got := reduced(connector):
-        return got
-    of_each = (
-        CONNECTORS[connector.kind].fixed_patches and connector_rows(connector, grid) == grid[0] * grid[1]
-    )
-    return "" if of_each else f"connector {connector.kind}"
+def mixing_connector(connector: ConnectorConfig) -> str:
+    """Returns a connector in words if its rows are no lines and columns of an image; else an empty text."""
+    in_lines = CONNECTORS[connector.kind].fixed_patches
+    return reduced(connector) or ("" if in_lines else f"connector {connector.kind}")
 
 
 def _tiles(recipe: Recipe, found: Mapping[str, AnyRes], dims: Dims) -> list[Problem]:
@@ -78,7 +74,7 @@ def _tiles(recipe: Recipe, found: Mapping[str, AnyRes], dims: Dims) -> list[Prob
         fix = "Write the section of the data here too: the model needs a learned newline row."
         problems.append(CONFLICT.at(recipe.where(chat), got=got, expected=expected, fix=fix))
     for key, fit in found.items():
-        rows, grid = max((most_rows(grid, dims.image.grid), grid) for grid in fit.used)
+        rows, grid = max((most_rows(grid, dims.image.row_grid), grid) for grid in fit.used)
         got = f"{rows} rows of an image on {grid[0]} x {grid[1]} tiles"
         problems += _room(recipe, key, rows, got, "max_tiles")
     return problems
