@@ -30,7 +30,8 @@ from tests.support.plain_twins import off
 from tests.support.tiny_model import text_batch
 
 CPU = torch.device("cpu")
-MOST_ERROR = {torch.bfloat16: 1.5, torch.float32: 3.0}  # of eager's own, in the same number format
+# Of the error of eager in this number format. In bfloat16 a correct kernel had up to 1.59: sdpa without AVX-512.
+MOST_ERROR = {torch.bfloat16: 2.0, torch.float32: 3.0}
 RATIOS = (1e-2, 4e-3, 1e-3, 4e-4, 1e-4)
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 Check = Callable[[], tuple[bool, str]]  # whether it holds, and what came out

@@ -120,7 +120,7 @@ def test_the_map_of_an_image_in_its_shape_has_each_patch_in_its_place(scenes, tm
     ],
 )
 def test_a_row_of_a_square_of_patches_gives_its_weight_to_them_evenly(scenes, tmp_path, fit, shapes):
-    """Of an image that is cut into tiles the map is that of the overview, the mass that of all its rows."""
+    """Compares maps with masses; of an image that is cut into tiles the map is that of the overview."""
     from PIL import Image as Pil
 
     sets = [

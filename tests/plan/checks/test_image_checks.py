@@ -70,7 +70,7 @@ def test_a_grid_of_native_images_fits_the_factor_of_the_connector(tiny):
 
 
 def test_the_rows_of_native_images_fit_into_the_context(tiny):
-    """A connector makes 27 patches three rows, which fit where the patches do not."""
+    """Has 2,700 patches, which do not fit, and the nine rows of a resampler, which do."""
     keys = [
         f"{key}.image_fit={{kind: native, max_patches: 2700, multiple: 3}}"
         for key in ("model.chat", "data.questions")
