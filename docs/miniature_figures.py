@@ -76,6 +76,7 @@ def main() -> None:
         for root, short in roots.items():
             text = text.replace(json.dumps(root), json.dumps(short))
         outcome = json.loads(text)
+        outcome["file"] = Path(outcome["file"]).name
         for arm in outcome["arms"]:
             for run in arm["runs"]:
                 del run["folder"]

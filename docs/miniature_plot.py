@@ -18,6 +18,7 @@ INK, PALE, FIRST, SECOND = "#22303c", "#8795a1", "#2f6db3", "#d9822b"
 LINES = {
     "against plain LLaVA": [
         ("all_parts", "direct", "all parts, each weight 1"),
+        ("all_parts_retrained", "direct", "the same, encoder and decoder trained again"),
         ("low_weights", "order_0_1", "all parts, image order 0.1"),
         ("low_weights", "all_0_02", "all parts, each weight 0.02"),
         ("decoder", "direct", "all parts, on a wider decoder"),
@@ -38,8 +39,8 @@ LINES = {
         ("directed_tokens", "of_16", "16 directed tokens"),
         ("permutations", "of/12", "12 permutations"),
         ("permutations", "of/48", "48 permutations"),
-        ("data", "half", "half the data"),
-        ("data", "double", "double the data"),
+        ("data", "half", "half the data and steps"),
+        ("data", "double", "double the data and steps"),
         ("guided_readings", "mass", "guided loss: mass"),
         ("guided_readings", "predict", "guided loss: rows that predict"),
         ("guided_readings", "mass_predict", "guided loss: mass, rows that predict"),

@@ -243,6 +243,7 @@ def test_the_tables_of_the_miniature_are_those_that_the_grids_wrote():
     page = figures.PAGE.read_text(encoding="utf-8")
     assert figures.written(page) == page, "run `python docs/miniature_figures.py`"
     stored = sorted(figures.GRIDS.glob("*.json"))
+    assert not any('"/' in path.read_text(encoding="utf-8") for path in stored), "a path of some machine"
     assert stored and all(figures.marks(path.stem)[0] in page for path in stored)
     outcome = json.loads(stored[0].read_text(encoding="utf-8"))
     outcome["arms"][1]["measures"]["balanced"]["value"] += 0.1
