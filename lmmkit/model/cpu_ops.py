@@ -45,7 +45,9 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Returns x / rms(x) * weight in the dtype of x, with the rms in float32 or wider."""
     if x.is_cuda or torch.compiler.is_compiling():  # both have a kernel, or generate one
-        return F.rms_norm(x, weight.shape, weight, eps).to(x.dtype)  # autocast returns float32, but for older torch
+        return F.rms_norm(x, weight.shape, weight, eps).to(
+            x.dtype
+        )  # autocast returns float32, but for older torch
     # an autograd node costs a third of the norm of one row, so generation avoids it
     return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
 

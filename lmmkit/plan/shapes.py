@@ -86,9 +86,14 @@ def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
 
 
 def image_spec(recipe: Recipe) -> ImageSpec:
-    """Returns the image size and output grid of the recipe's encoder; `NO_IMAGE` for a text-only model."""
-    vision = recipe.model.vision
-    return NO_IMAGE if vision is None else image_of(vision, recipe.where("model.vision"))
+    """Returns the image size and output grid of the recipe's encoder, and the squares that its connector makes rows of;
+    `NO_IMAGE` for a text-only model. A factor that does not divide the grid is refused with the connector."""
+    vision, connector = recipe.model.vision, recipe.model.connector
+    if vision is None:
+        return NO_IMAGE
+    image = image_of(vision, recipe.where("model.vision"))
+    square = connector.factor if connector and connector.factor else 1
+    return image if any(side % square for side in image.grid) else replace(image, square=square)
 
 
 def image_of(vision: Vision, where: str) -> ImageSpec:
@@ -124,9 +129,7 @@ def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
 
 def dims(recipe: Recipe, vocab: int) -> Dims:
     """Returns the model sizes that plugins may use."""
-    shape, connector = decoder_shape(recipe, vocab), recipe.model.connector
-    square = connector.factor if connector and connector.factor else 1
+    shape = decoder_shape(recipe, vocab)
     return Dims(
-        width=shape.width, vocab=shape.vocab, layers=shape.depth, heads=shape.heads,
-        image=replace(image_spec(recipe), square=square),
-    )  # fmt: skip
+        width=shape.width, vocab=shape.vocab, layers=shape.depth, heads=shape.heads, image=image_spec(recipe)
+    )

@@ -183,6 +183,23 @@ def test_an_image_that_no_patch_shows_is_named_before_and_in_training(recipe, fo
     assert "narrow.png" in str(error.value) and "record 5" in str(error.value)
 
 
+def test_a_check_of_data_knows_the_squares_of_the_connector(recipe, folder, scenes, tmp_path):
+    """Checks an image of which patches show something, and squares of patches nothing."""
+    noisy_image(1, 4).save(folder / "slim.png")
+    write(folder / "slim.json", [["slim"]])
+    path, words = tmp_path / "mine.yaml", ("questions", "--root", scenes, "--report", tmp_path / "bad.jsonl")
+    for parts, code in ((POOL[:1], 0), (POOL, 2)):
+        path.write_text(dump(recipe(*parts, records="slim.json")))
+        texts = [
+            command("data", "check", path, *words, code=code),
+            command("check", path, "--root", scenes, "--images", code=code),
+        ]
+        assert all(("image/narrow" in text and "slim.png" in text) == bool(code) for text in texts)
+    path.write_text(dump(recipe(POOL[0], POOL[1].replace("2}", "7}"), records="records.json")))
+    assert "all good" in command("data", "check", path, *words), "the factor is no matter of the data"
+    assert "plan/connector" in command("check", path, "--root", scenes, code=2)
+
+
 def test_an_edit_of_tiles_is_found_before_a_run(recipe):
     share = "plugins={colour: {share: 1.0}}", "stages.finetune.losses={next_token: 1.0, colour: 1.0}"
     (problem,) = plugin_problems(prepare(recipe(*share)))

@@ -20,7 +20,7 @@ from lmmkit.data.tables.table_file import in_order
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
 from lmmkit.plan.pretrained import resolve_encoder
-from lmmkit.plan.shapes import image_of
+from lmmkit.plan.shapes import image_spec
 from lmmkit.progress import plural, working
 from lmmkit.recipe import Recipe, VisionFrom
 
@@ -73,7 +73,7 @@ class CheckReport:
 
 
 def tiles_reader(recipe: Recipe, names: Iterable[str]) -> ImageSpec | None:
-    """Returns how the recipe's encoder reads images, if one of the sources cuts images into tiles for it.
+    """Returns how the recipe's encoder and connector read images, if one of the sources cuts images into tiles for it.
 
     Raises `UserError` if the encoder cannot be opened.
     """
@@ -82,7 +82,7 @@ def tiles_reader(recipe: Recipe, names: Iterable[str]) -> ImageSpec | None:
         return None
     if isinstance(vision, VisionFrom):
         _, vision = resolve_encoder(recipe, "model.vision", vision)
-    return image_of(vision, recipe.where("model.vision"))
+    return image_spec(replace(recipe, model=replace(recipe.model, vision=vision)))
 
 
 def check_records(
