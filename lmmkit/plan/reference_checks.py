@@ -12,7 +12,7 @@ from lmmkit.api.sample import AnyRes, Native
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import REFERENCE, TEACHER_MODEL
 from lmmkit.plan import from_model
-from lmmkit.plan.checks.image_checks import fits_read, odd_head_size, reduced, takes_one_size
+from lmmkit.plan.checks.image_checks import fits_read, odd_head_size, reducing_connector, takes_one_size
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.stage_plan import START
 from lmmkit.weights import model_folder
@@ -68,7 +68,7 @@ def _parts_for_one_size(there: Prepared) -> Iterator[str]:
         yield "a timm encoder that takes images of one size"
     if size := odd_head_size(model.vision):
         yield f"an encoder with heads of {size} values, an odd number"
-    if model.connector and (got := reduced(model.connector)):
+    if model.connector and (got := reducing_connector(model.connector)):
         yield got
 
 

@@ -15,7 +15,7 @@ class AveragePoolConnector(SquaresConnector):
         self.first = nn.Linear(n_in, n_out)
         self.second = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out))
 
-    def joined(self, x_ISPD: Tensor) -> Tensor:
+    def project_squares(self, x_ISPD: Tensor) -> Tensor:
         return self.second(self.first(x_ISPD.mean(2)))
 
     def stored_values(self, tokens: int) -> int:

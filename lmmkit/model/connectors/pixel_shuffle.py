@@ -14,7 +14,7 @@ class PixelShuffleConnector(SquaresConnector):
         super().__init__(n_in, n_out, grid, factor)
         self.first = nn.Linear(n_in * factor**2, n_out, bias=False)
 
-    def joined(self, x_ISPD: Tensor) -> Tensor:
+    def project_squares(self, x_ISPD: Tensor) -> Tensor:
         return self.first(x_ISPD.flatten(2))
 
     def stored_values(self, tokens: int) -> int:

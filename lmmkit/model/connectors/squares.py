@@ -34,17 +34,17 @@ class SquaresConnector(Connector):
             return None
         return "factor", str(factor), f"a divisor of both sides of the grid of {grid[0]} x {grid[1]} patches"
 
-    def joined(self, x_ISPD: Tensor) -> Tensor:
+    def project_squares(self, x_ISPD: Tensor) -> Tensor:
         """Returns the row of each square, [I, squares, decoder width], from its P patches."""
         raise NotImplementedError
 
     def forward(self, x_IND: Tensor) -> Tensor:
-        return self.joined(squares(x_IND, self.grid, self.factor))
+        return self.project_squares(squares(x_IND, self.grid, self.factor))
 
     def packed(self, x_RD: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         each = x_RD.split([lines * columns for lines, columns in grids])
         found = [squares(x_ND[None], grid, self.factor) for x_ND, grid in zip(each, grids, strict=True)]
-        return self.joined(torch.cat(found, 1))[0]
+        return self.project_squares(torch.cat(found, 1))[0]
 
     def row_features(self, features_IND: Tensor) -> Tensor:
         """Returns the mean of the patches of each square."""

@@ -49,12 +49,12 @@ def images_by_shape(recipe: Recipe, dims: Dims) -> list[Problem]:
         return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
     tiled = {key: fit for key, fit in found.items() if isinstance(fit, AnyRes)}
     native = {key: fit for key, fit in found.items() if isinstance(fit, Native)}
-    if got := mixing_connector(connector) if tiled else reduced(connector):
+    if got := mixing_connector(connector) if tiled else reducing_connector(connector):
         problems.append(TILES.at(recipe.where("model.connector"), got=got))
     return problems + _tiles(recipe, tiled, dims) + _native(recipe, connector, native, dims)
 
 
-def reduced(connector: ConnectorConfig) -> str:
+def reducing_connector(connector: ConnectorConfig) -> str:
     """Returns a connector in words if an image reducer makes the rows; else an empty text."""
     return "" if connector.reduce is None else f"connector {connector.kind} with `reduce: {connector.reduce}`"
 
@@ -62,7 +62,7 @@ def reduced(connector: ConnectorConfig) -> str:
 def mixing_connector(connector: ConnectorConfig) -> str:
     """Returns a connector in words if its rows are no lines and columns of an image; else an empty text."""
     in_lines = CONNECTORS[connector.kind].fixed_patches
-    return reduced(connector) or ("" if in_lines else f"connector {connector.kind}")
+    return reducing_connector(connector) or ("" if in_lines else f"connector {connector.kind}")
 
 
 def _tiles(recipe: Recipe, found: Mapping[str, AnyRes], dims: Dims) -> list[Problem]:
