@@ -36,10 +36,14 @@ def remarks(summary: Mapping[str, Any]) -> Iterator[str]:
     roots, expected = summary["roots"], expected_runs(summary)
     if len(roots) == 1:
         yield f"one data root ({roots[0]}): the intervals do not include how results vary with the data."
+    base = {entry["equal"]: entry for entry in summary["arms"] if entry["variant"] == BASE}
     for entry in summary["arms"]:
         label = _label(entry, summary)
         if entry["same_results_as"]:
             yield f"{label}: the same figures as {', '.join(entry['same_results_as'])} in all runs."
+        steps, of_base = (sum(each["steps"].values()) for each in (entry, base[entry["equal"]]))
+        if entry["equal"] == "steps" and steps != of_base:
+            yield f"{label}: {steps:,} steps by its recipe, the base has {of_base:,}."
         if len(entry["runs"]) != expected:
             yield f"{label}: {len(entry['runs'])} of {expected} runs are finished."
         for name, path in summary["measures"].items():

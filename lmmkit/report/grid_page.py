@@ -136,6 +136,9 @@ def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str
     marks = [f"the same results as {in_words([shown_name(str(name)) for name in same])}"] if same else []
     if arm is not base and not changes:
         marks.append("changes no key")
+    steps, of_base_steps = costs["steps"], of_base["steps"]
+    if arm["equal"] == "steps" and steps and of_base_steps and steps != of_base_steps:
+        marks.append(f"{steps:,.0f} steps by its recipe, the base has {of_base_steps:,.0f}")
     if not runs:
         marks.append("no finished run")
     return GridRow(

@@ -59,7 +59,12 @@ def test_the_tables_fit_and_name_what_they_show(tmp_path):
         assert words in text, (words, text)
     lines = "\n".join(remarks(summary))
     assert "direct (equal time): 1 of 2 runs are finished" in lines
-    assert "one data root" in lines and "same figures" not in lines
+    assert "one data root" in lines and "same figures" not in lines and "by its recipe" not in lines
+    for entry in summary["arms"]:
+        entry["steps"] = {"pretrain": 10, "finetune": 4000 if entry["variant"] == "direct" else 2000}
+    lines = "\n".join(remarks(summary))
+    assert "direct (equal steps): 4,010 steps by its recipe, the base has 2,010." in lines
+    assert lines.count("by its recipe") == 1, "at equal time other steps are what was asked for"
 
 
 def test_two_roots_are_shown_apart_and_equal_results_named(tmp_path):

@@ -49,6 +49,17 @@ def test_variants_that_change_nothing_or_are_equal_are_marked(page):
     ]
 
 
+def test_unequal_steps_of_recipes_are_marked(tmp_path):
+    """At equal time other steps are what was asked for."""
+    content = ablation()
+    for arm in content["arms"]:
+        arm["cost"]["steps"] = 100 if arm["variant"] == "base" else 1600
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    found = [each for each in grid_page(tmp_path).warnings if "by its recipe" in each]
+    assert "no-token: 1,600 steps by its recipe, the base has 100 (at equal steps)." in found
+    assert not any("time" in each for each in found)
+
+
 def test_one_seed_and_missing_runs_are_marked(tmp_path):
     content = ablation()
     content["seeds"] = [1]
