@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from lmmkit.api.sample import Turn
 from lmmkit.errors import UserError
 from lmmkit.errors.data import CHAT_MARKERS
+from lmmkit.progress import plural
 
 MARKER = "<image>"
 
@@ -41,7 +42,7 @@ def read_prompt(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
     ]
     fits = all(mark in (0, turn.images) for turn, mark in zip(placed, marks, strict=True))
     if any(marks) and not (fits and sum(turn.images for turn in placed) == images):
-        raise UserError(CHAT_MARKERS.at("prompt", got=f"{sum(marks)} {MARKER} and {images} images"))
+        raise UserError(CHAT_MARKERS.at("prompt", got=f"{sum(marks)} {MARKER} and {plural(images, 'image')}"))
     return tuple(placed)
 
 

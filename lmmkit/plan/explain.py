@@ -51,7 +51,7 @@ def plan_text(prepared: Prepared) -> str:
 
 def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     """Returns the text of one stage's plan: terms, views, tokens, needs, and inactive instances."""
-    lines = [f"plan {plan.digest}  stage {plan.stage}  {prepared.steps(plan.stage)} steps"]
+    lines = [f"plan {plan.digest}  stage {plan.stage}  {plural(prepared.steps(plan.stage), 'step')}"]
     chances = plan.chances(prepared.dims)
     over_step = {term.name for term in plan.terms if isinstance(term, StepTerm)}
     for name, weight in sorted(plan.weights.items()):
@@ -77,11 +77,11 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
     if plan.reducer is not None:
-        rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
+        rows = f"{plural(prepared.image_rows, 'row')} from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by {plan.reducer.name}")
     elif prepared.image_rows != prepared.dims.image.tokens:
         assert prepared.recipe.model.connector is not None, "it makes the rows"
-        rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
+        rows = f"{plural(prepared.image_rows, 'row')} from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by the connector, {prepared.recipe.model.connector.kind}")
     for name in prepared.recipe.stages[plan.stage].data:
         lines += _rows_text(name, prepared.recipe.data[name].image_fit, prepared)
@@ -203,7 +203,7 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
             labels = "".join(f"  {key}={label_text(value)}" for key, value in given.items())
             role = f" ({view.role})" if view.role else ""
             read = "  read only" if view.supervision == "read" else ""
-            yield f"  view {view.name}{role}{labels}{read}  {sum(s.n for s in layout)} rows"
+            yield f"  view {view.name}{role}{labels}{read}  {plural(sum(s.n for s in layout), 'row')}"
             yield f"    {layout_text(layout)}"
             for turn in view.sample.turns:
                 yield f"    {turn.role}: {marked(turn)}".replace("\n", "\\n")

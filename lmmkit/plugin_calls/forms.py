@@ -14,6 +14,7 @@ import torch
 from lmmkit.api.needs import Need, Select
 from lmmkit.api.sample import Image, ImageEdit, Role, Sample, Turn, View
 from lmmkit.plugin_calls.guard import shown
+from lmmkit.progress import plural
 
 Wrong = tuple[str, str]
 """What is there, and what is expected."""
@@ -93,7 +94,7 @@ def wrong_view(view: object) -> Wrong | None:
     counted = sum(turn.images for turn in sample.turns)
     if counted != len(sample.images):
         expected = "as many (`Turn.images`)"
-        return f"a view with {len(sample.images)} images, whose turns have {counted}", expected
+        return f"a view with {plural(len(sample.images), 'image')}, whose turns have {counted}", expected
     if bad := _wrong_field(sample):
         return f"a view with {bad[1]!r:.60} as `{bad[0]}` of its sample", _declared(Sample, bad[0])
     if not isinstance(view.labels, Mapping):

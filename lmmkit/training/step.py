@@ -13,6 +13,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Step
 from lmmkit.api.ctx import EVALUATION, Moment
 from lmmkit.objective import Objective, divisors, sum_by_name, total
+from lmmkit.progress import plural
 from lmmkit.recipe import Optim
 from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
 from lmmkit.training.distributed.process_group import ALONE, Ranks
@@ -145,7 +146,7 @@ def run_step(
     report = _report(ranks, facts, loss, sums, [*measured, bad_weights], norm)
     for weigher in objective.weighers:
         if bad := report.bad_weights.get(weigher.name):
-            got = f"{bad:.0f} such weights in the step of {facts.rows} rows"
+            got = f"{plural(int(bad), 'such weight')} in the step of {facts.rows} rows"
             raise plugin_calls.wrong_weights(weigher, got)
     if not any(counts[name] for name, weight in weights.items() if weight):
         dropped = facts.dropped | {EMPTY_STEP: 1}

@@ -31,6 +31,7 @@ from lmmkit.errors.data import (
     RECORDS_TURNS,
     TYPE,
 )
+from lmmkit.progress import plural
 
 # The columns of a record, each with the names that it has without a mapping.
 COLUMNS = {
@@ -153,7 +154,8 @@ class _Form:
             self.placed = self.given
         turns = [self.turn(turn, f"{name}.{i}", i, listed) for i, turn in enumerate(messages)]
         if listed and not self.problems and len(self.used) < len(self.given):
-            got = f"{len(self.given)} images, of which {len(self.given) - len(self.used)} have no place in the content"
+            without = len(self.given) - len(self.used)
+            got = f"{plural(len(self.given), 'image')}, of which {without} without a place in the content"
             self.wrong(MARKERS, name, got)
         return turns
 

@@ -198,7 +198,7 @@ def _refuse(records: Records) -> None:
         got = f"{total} problems, of which {len(problems)} are listed above"
         problems.append(MORE_PROBLEMS.at(where, got=got, most=0))
     if not problems and not len(records):
-        got = f"no good one of {meta['records']} records" if listed else "no records"
+        got = f"no good one of {plural(meta['records'], 'record')}" if listed else "no records"
         problems = [*listed, RECORDS_EMPTY.at(where, got=got)]
     if not problems:
         outside = records.indexed.paths_outside()

@@ -13,6 +13,7 @@ from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, upload_problems
 from lmmkit.evaluate.task import Figure
 from lmmkit.evaluate.vqa_text import ASK_SHORT, m4c, m4c_accuracy, m4c_scores
+from lmmkit.progress import plural
 
 _ASK_UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 _SPEC = {"image": str, "question": str}
@@ -82,5 +83,5 @@ def _check_split(official: OfficialFiles, path: Path, images: Sequence[str], spl
         name for name in images if name.startswith("VizWiz_") and not name.startswith(f"VizWiz_{split}_")
     ]
     if other:
-        got = f"{len(other):,} images such as {other[0]}"
+        got = f"{plural(len(other), 'image')} such as {other[0]}"
         official.note(OFFICIAL_VERSION, path, got=got, expected=f"images VizWiz_{split}_*")

@@ -12,6 +12,7 @@ from lmmkit.api.batch import Step
 from lmmkit.errors import MachineError, Problem
 from lmmkit.errors.training import OUT_OF_MEMORY
 from lmmkit.memory_faults import is_out_of_memory
+from lmmkit.progress import plural
 from lmmkit.recipe import Recipe
 
 
@@ -36,8 +37,9 @@ def _no_room(
 ) -> Problem:
     fullest = max(step, key=len)
     got = (
-        f"no memory for the {len(step)} micro-batches of a step, the largest with {len(fullest)} rows, "
-        f"{fullest.images} images and {len(fullest.target_S)} supervised rows, at a peak of "
+        f"no memory for {plural(len(step), 'micro-batch', 'micro-batches')} of a step, "
+        f"the largest with {len(fullest)} rows, "
+        f"{plural(fullest.images, 'image')} and {len(fullest.target_S)} supervised rows, at a peak of "
         f"{_peak(device):,.1f} GiB: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     )
     speed = recipe.speed

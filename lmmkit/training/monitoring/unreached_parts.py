@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from lmmkit.progress import plural
 from lmmkit.training.distributed.fsdp import gather_full
 from lmmkit.training.step import StepReport
 from lmmkit.training.triggers import Position
@@ -47,7 +48,7 @@ class UnreachedParts:
             return []
         unreached, self.left = self.left, {}
         return [
-            f"stages.{at.stage}.train: {part} is trainable, but {at.stage_step} steps gave it no gradient"
+            f"stages.{at.stage}.train: {part} is trainable, but {plural(at.stage_step, 'step')} gave it no gradient"
             for part in unreached
         ]
 

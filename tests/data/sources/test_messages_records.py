@@ -147,7 +147,7 @@ WRONG = [
     (asked(image("a", url="b"), "x"), "records/content-part", "messages.0.content.0", "several"),
     (asked(image(), "x"), "records/image-markers", "messages.0", "image 0 of 0"),
     (asked(image(index=2), "x", images=["a", "b"]), "records/image-markers", "messages.0", "image 2 of 2"),
-    (asked(image(), "x", images=["a", "b"]), "records/image-markers", "messages", "1 have no place"),
+    (asked(image(), "x", images=["a", "b"]), "records/image-markers", "messages", "2 images, of which 1 without a place"),
     (asked(image("a"), "x <image>"), "records/image-markers", "messages.0.content.1.text", "<image>"),
     (asked("x", answer=[image("a")]), "records/image-markers", "messages.1.content.0", "no question"),
     (asked(image("http://x/y.png"), "x"), "records/image-path", "image", "URL"),
