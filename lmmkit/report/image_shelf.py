@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 
 from PIL import Image
+
+from lmmkit.data.image_files.image_file import small_image
+from lmmkit.errors import UserError
 
 SIDE, QUALITY = 256, 82
 
@@ -22,7 +24,7 @@ class ImageShelf:
     def uri(self, path: str) -> str | None:
         """Returns the image as a WebP with sides of at most `SIDE`; None for a file that cannot be read."""
         if path not in self._uris:
-            self._uris[path] = small_webp(Path(path))
+            self._uris[path] = small_webp(path)
             if self._uris[path] is None:
                 self.missing.add(path)
         return self._uris[path]
@@ -44,17 +46,12 @@ class ImageShelf:
         return [self._uris[path] or "" for path in self._placed]
 
 
-def small_webp(path: Path) -> str | None:
-    """Returns an image file as a data URI; None if it is no image that Pillow reads."""
+def small_webp(path: str) -> str | None:
+    """Returns an image file as a data URI, upright and in RGB as a model reads it; None if no model could read it."""
     try:
-        if not path.is_file():
-            return None
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            small = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return webp_uri(small_image(path, SIDE))
+    except UserError:
         return None
-    return webp_uri(small)
 
 
 def webp_uri(image: Image.Image, *, lossless: bool = False) -> str:

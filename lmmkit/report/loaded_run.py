@@ -20,7 +20,7 @@ from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
 from lmmkit.runs.sessions import cpu_seconds_in, sessions_in
 
-DRAWN = 6  # runs that are drawn: by type, as curves, in the browser. Tables have all
+DRAWN = 6  # runs with a column or a colour of their own: by type, as curves, samples, environment
 
 
 @dataclass(frozen=True, kw_only=True)

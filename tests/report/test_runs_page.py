@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import html.parser
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from lmmkit.errors import UserError
 from lmmkit.report.asked import ask_runs
-from lmmkit.report.image_shelf import SIDE, ImageShelf
+from lmmkit.report.image_shelf import SIDE, ImageShelf, small_webp
 from lmmkit.report.loaded_run import load_runs
 from lmmkit.report.runs_page import LIMITS, runs_page
 from lmmkit.report.sections.accuracy import forest_of
@@ -149,6 +151,19 @@ def test_recipe_differences_are_those_of_diff_by_class(pair):
     assert setup.commands[-1] == "lmmkit report runs/plain runs/direct --on answers"
 
 
+def test_recipes_of_runs_that_have_no_column_are_compared_too(pair, tmp_path):
+    runs = [shutil.copytree(pair[0], tmp_path / f"r{i}") for i in range(8)]
+    same = setup_of(load_runs(runs), "answers")
+    assert same.others == 2 and not same.differences
+    for run, seed in zip(runs[6:], (5, 6), strict=True):
+        RunFolder(run).resolved.write_text(
+            re.sub(r"^seed: \d+$", f"seed: {seed}", RunFolder(run).resolved.read_text(), flags=re.MULTILINE)
+        )
+    ((row,),) = setup_of(load_runs(runs), "answers").differences.values()
+    assert (row.key, list(row.values), list(row.others)) == ("seed", ["1"] * 6, ["5", "6"])
+    assert '<td data-label="2 further runs"><code>5</code>; <code>6</code></td>' in runs_page(runs).text
+
+
 def test_samples_and_puzzles_are_those_of_the_files(page, pair):
     data = Parsed(page.text).data
     lines = [
@@ -181,10 +196,28 @@ def test_images_are_shrunk_and_bad_files_are_named(tmp_path):
         and shelf.place(str(tmp_path)) is None
     )
     assert {path.rpartition("/")[2] for path in shelf.missing} == {"text.png", "nothing.png", tmp_path.name}
-    import io
-
     small = Image.open(io.BytesIO(base64.b64decode(shelf.uris()[0].partition(",")[2])))
     assert (small.format, small.size) == ("WEBP", (SIDE, SIDE // 3))
+
+
+def test_an_image_is_shown_as_the_model_gets_it(tmp_path):
+    turned, exif = Image.new("RGB", (60, 40), (200, 30, 30)), Image.Exif()
+    turned.paste((30, 30, 200), (0, 0, 20, 40))  # at the left of the file, so at the top of the image
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    Image.new("RGBA", (40, 60), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    Image.fromarray(np.full((60, 40), 30_000, np.uint16)).save(tmp_path / "grey.png")
+    for name, top, bottom in (
+        ("turned.jpg", (30, 30, 200), (200, 30, 30)),
+        ("transparent.png", (255, 255, 255), (255, 255, 255)),
+        ("grey.png", (117, 117, 117), (117, 117, 117)),
+    ):
+        uri = small_webp(str(tmp_path / name)) or ""
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as shown:
+            pixels = np.asarray(shown.convert("RGB"))
+        assert pixels.shape == (60, 40, 3), name
+        assert np.abs(pixels[5, 20] - np.float64(top)).max() < 10, name
+        assert np.abs(pixels[50, 20] - np.float64(bottom)).max() < 10, name
 
 
 def test_hostile_text_stays_text(own_pair):
@@ -347,7 +380,7 @@ def test_fifty_runs_fit(pair, tmp_path):
     page = runs_page(runs)
     assert len(page.text.encode()) < LIMITS[1] < 5_000_000
     assert "25 of 49 runs differ in accuracy from run-00" in page.text
-    assert "the first 6 are drawn by type" in page.text
+    assert "the first 6 are drawn by type" in page.text and "44 further runs" in page.text
 
 
 def test_an_axis_of_differences_is_a_multiple_of_five_points():

@@ -165,6 +165,7 @@ def check_whole(path: File, fit: ImageFit) -> HeightWidth:
 def small_image(path: File, most: int) -> Pil.Image:
     """Returns an image as a viewer shows it, upright and RGB, with sides of at most `most`. Raises as `read_image`."""
     with opened_image(path, "crop") as opened:
+        opened.draft(None, (2 * most, 2 * most))  # a JPEG is decoded at an eighth of its size or more
         opened.load()
         image = as_rgb(upright(opened))
         image.thumbnail((most, most))

@@ -46,7 +46,10 @@ def cautions(asked: AskedRuns, own: Measure | None) -> Iterator[str]:
             "so one in twenty leaves out 0 by chance alone."
         )
     if len(runs) > DRAWN:
-        yield f"Tables have all runs; the first {DRAWN} are drawn by type, as curves and among the samples."
+        yield (
+            "All runs are in the summary, in the means of training and among the recipe differences; "
+            f"the first {DRAWN} are drawn by type and as curves, and have samples, plans and environment."
+        )
 
 
 def uneven_speed(runs: Sequence[LoadedRun]) -> str:

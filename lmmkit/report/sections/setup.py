@@ -20,28 +20,32 @@ CLASSES = {
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeKey:
-    """Holds a key in which recipes differ, with its value in each run; None where it is absent."""
+    """Holds a key in which recipes differ, with its value in each drawn run; None where it is absent. `others`: the
+    values of further runs, each once."""
 
     key: str
     values: Sequence[str | None]
+    others: Sequence[str | None] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Holds the section. `differences`: by class. `facts`: a name, and its value in each drawn run."""
+    """Holds the section. `differences`: by class. `compared`: the drawn runs with recipes. `others`: the number of
+    further runs that are compared. `facts`: a name, and its value in each drawn run."""
 
     differences: dict[str, list[RecipeKey]]
     compared: Sequence[int]
+    others: int
     facts: Sequence[tuple[str, Sequence[str]]]
     commands: Sequence[str]
 
 
 def setup_of(runs: Sequence[LoadedRun], task: str | None) -> Setup:
     """Returns the section."""
-    compared = [i for i, run in enumerate(runs) if run.recipe is not None][:DRAWN]
+    compared = [i for i, run in enumerate(runs) if run.recipe is not None]
     return Setup(
-        differences=_differences([runs[i] for i in compared]), compared=compared,
-        facts=_facts(runs[:DRAWN]), commands=_commands(runs, task),
+        differences=_differences([runs[i] for i in compared]), compared=compared[:DRAWN],
+        others=len(compared[DRAWN:]), facts=_facts(runs[:DRAWN]), commands=_commands(runs, task),
     )  # fmt: skip
 
 
@@ -55,7 +59,9 @@ def _differences(runs: Sequence[LoadedRun]) -> dict[str, list[RecipeKey]]:
             values[i] = _value(each.b)
     return {
         kind: [
-            RecipeKey(key=key, values=values) for (section, key), values in found.items() if section == kind
+            RecipeKey(key=key, values=values[:DRAWN], others=list(dict.fromkeys(values[DRAWN:])))
+            for (section, key), values in found.items()
+            if section == kind
         ]
         for kind in CLASSES
         if any(section == kind for section, _ in found)
