@@ -93,6 +93,12 @@ MISMATCH = Code(
     expected="shape {shape}",
     hint="Start from a model with the same shapes, or change the shapes in the recipe.",
 )
+MORE_TENSORS = Code(
+    "model/more-tensors",
+    cause="A model folder has more tensors of a part than the model of the recipe, so some would be left out.",
+    expected="only the tensors of the recipe's model",
+    hint="Start from a model of the same kind and depth, or change the recipe.",
+)
 NO_FINISHED_STAGE = Code(
     "model/no-finished-stage", cause="The run has no finished stage, so it has no model to load.",
     expected="a model folder", hint="Finish the run: `lmmkit train ... --resume`.",

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 from lmmkit.api.sample import FitName
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
-from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_DAMAGED, MODEL_FORMAT
+from lmmkit.errors.weights import (
+    CANNOT_WRITE,
+    MISMATCH,
+    MODEL_CONFIG,
+    MODEL_DAMAGED,
+    MODEL_FORMAT,
+    MORE_TENSORS,
+)
 from lmmkit.progress import weighed
 from lmmkit.runs.files import io_point, read_json, write_aside, write_json_atomic
 from lmmkit.weights import tensor_writer
@@ -34,6 +41,7 @@ FOLDER_FORMAT = "lmmkit-model-1"
 WEIGHTS = "model.safetensors"
 PASSTHROUGH = "carried.safetensors"
 UPDATES = "lora.safetensors"
+WHOLE = ("lmm.connector.", "lmm.decoder.")  # parts of which all tensors of a folder are used
 
 
 def _listed(kind: type) -> Callable[[Any], bool]:
@@ -161,7 +169,8 @@ def fill(
         The names of the module's tensors that the folder does not contain.
 
     Raises:
-        UserError: with every tensor that is missing (if `strict`) or has another shape.
+        UserError: with every tensor that is missing (if `strict`) or has another shape, and those of connector and
+            decoder that the module lacks. An encoder may be stored with more blocks than are used.
     """
     path = folder / WEIGHTS
     own = {at + k: t for k, t in unique_tensors(module).items() if (at + k).startswith(prefixes)}
@@ -171,7 +180,20 @@ def fill(
         shapes = {k: file.get_slice(k).get_shape() for k in own if k in names}
         wrong = {k: str(shape) for k, shape in shapes.items() if shape != list(own[k].shape)}
         wrong |= dict.fromkeys(missing if strict else (), "no such tensor")
-        raise_all(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items())
+        more = sorted(
+            name
+            for name in names - set(own)
+            if name.startswith(WHOLE) and name.startswith(at) and name.startswith(prefixes)
+        )
+        raise_all(
+            [
+                *(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items()),
+                *(
+                    MORE_TENSORS.at(f"{path}: {k}", got="a tensor that no part of the model has")
+                    for k in more
+                ),
+            ]
+        )
         if copy:
             there = sorted(set(own) & names)
             for name in weighed(f"loading {folder.name}", there, lambda name: own[name].nbytes):

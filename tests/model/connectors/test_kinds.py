@@ -282,6 +282,18 @@ def test_a_model_is_planned_trained_saved_asked_and_not_exported(kind, tiny, sce
         assert torch.equal(p, made.lmm.connector.get_parameter(name)), name
 
 
+def test_a_folder_whose_connector_has_more_than_the_recipe_s_is_refused(tiny, tmp_path):
+    """The first of its two matrices would fit, and the second be left out."""
+    recipe = tiny("model.connector={kind: mlp2x_gelu}")
+    folder = find_model_folder(train(recipe, out=tmp_path / "run").run.path)
+    wrong = prepare_bare(tiny(f"model.connector={{kind: linear, from: {folder}}}"))
+    with pytest.raises(UserError) as raised:
+        build.check_pretrained(wrong.recipe, wrong.dims, wrong.pretrained, torch.device("cpu"))
+    found = {problem.where.rpartition(" ")[2] for problem in raised.value.problems}
+    assert found == {"lmm.connector.second.1.weight", "lmm.connector.second.1.bias"}
+    assert {problem.code for problem in raised.value.problems} == {"model/more-tensors"}
+
+
 @pytest.mark.parametrize("kind", FEWER)
 def test_the_attention_of_an_answer_is_drawn_on_the_patches(kind, tiny, scenes):
     chat = random_chat_model(tiny("model.vision.patch=4", f"model.connector={SETTINGS[kind]}"))
