@@ -121,7 +121,7 @@ def _memory(stages: dict[str, dict], tflops: float) -> Table:
     """Returns the table of the memory of one device, and the hours."""
     devices = next(iter(stages.values()))["devices"]
     table = Table(
-        title=f"GiB on one of {devices} devices", title_justify="left",
+        title=f"GiB on {'the one device' if devices == 1 else f'one of {devices} devices'}", title_justify="left",
         caption="Activations: of the fullest micro-batch, on a device that computes in\n"
         "`numerics.compute`. Leave a tenth for kernels and the allocator. Hours: the\n"
         f"decoder's matrices at {devices} x {tflops:g} TFLOP/s (--tflops). See docs/recipes.md.",

@@ -18,10 +18,9 @@ def diff(a: Side, b: Side, as_json: Json = False) -> None:
     """Show the keys in which two recipes or runs differ, each with its class."""
     from lmmkit.recipe import CUT, Difference, read_recipe
     from lmmkit.recipe import diff as compare
-    from lmmkit.recipe.shipped import find_recipe
     from lmmkit.runs.run_folder import RunFolder
 
-    left, right = (read_recipe(RunFolder(p).resolved if p.is_dir() else find_recipe(p)) for p in (a, b))
+    left, right = (read_recipe(RunFolder(p).resolved if p.is_dir() else p) for p in (a, b))
     cuts = [RunFolder(p).cut() for p in (a, b) if p.is_dir() and RunFolder(p).is_run]
     terms = sorted({name for names, _ in cuts for name in names})
     found = compare(left, right, cut=bool(terms))

@@ -212,10 +212,9 @@ class Quickstart:
     @cached_property
     def _recipes(self) -> dict[str, Recipe]:
         from lmmkit.recipe import read_recipe
-        from lmmkit.recipe.shipped import find_recipe
 
         changes = {name: _changes(name, self.fast)[1::2] for name in RECIPES}
-        return {n: read_recipe(find_recipe(Path(file)), overrides=changes[n]) for n, file in RECIPES.items()}
+        return {n: read_recipe(file, overrides=changes[n]) for n, file in RECIPES.items()}
 
     def _steps(self, name: str) -> int:
         return sum(stage.length.steps or 0 for stage in self._recipes[name].stages.values())

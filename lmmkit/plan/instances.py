@@ -106,7 +106,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
             kinds = {str(detail["loc"][0]): detail["type"] for detail in error.errors()}
             problems += [_problem(recipe, name, cls, key, kind) for key, kind in kinds.items()]
     raise_all(problems)
-    unreachable = [name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True]
+    unreachable = [name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable", False)]
     return Instances(registry, built, frozenset(unreachable))
 
 

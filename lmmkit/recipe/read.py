@@ -29,7 +29,7 @@ from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, Vision
 from lmmkit.recipe.rules.by_key import RULES
 from lmmkit.recipe.rules.names import Names
 from lmmkit.recipe.schema import HIDDEN, Recipe
-from lmmkit.recipe.shipped import shipped
+from lmmkit.recipe.shipped import find_recipe, shipped
 from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.yaml_tree import MAX_RECIPE_BYTES, YamlTree, parse
 
@@ -42,10 +42,12 @@ def read_recipe(
 ) -> Recipe:
     """Reads the YAML file at `path`, applies `overrides` ("a.b=c", c in YAML), and checks everything.
 
-    `root`: the folder for relative paths in the recipe. Default: the current directory.
+    `path`: a file, or the name of a shipped recipe. `root`: the folder for relative paths in the recipe.
+    Default: the current directory.
     Raises `UserError` with every problem found.
     """
-    return read_text(recipe_file_text(Path(path), shipped()), name=str(path), overrides=overrides, root=root)
+    file = find_recipe(Path(path))
+    return read_text(recipe_file_text(file, shipped()), name=str(file), overrides=overrides, root=root)
 
 
 def read_text(

@@ -17,6 +17,7 @@ from lmmkit.runs.run_lock import is_locked
 from lmmkit.runs.sessions import cpu_seconds_in, sessions_in
 
 RunState = Literal["running", "stopped", "done", "damaged"]
+BEST = "best of "  # begins the name of the figure by which the best model of a stage was chosen
 RECENT = 20  # the loss is a mean over so many logged steps
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read for them
 
@@ -106,7 +107,7 @@ def _figures(run: RunFolder, stages: Sequence[str]) -> dict[str, float]:
         config = run.best(stage) / "config.json"
         best = _mapping(read_json(config).get("best")) if is_file(config) else {}
         if (value := finite(best.get("value"))) is not None:
-            found[f"best of {stage}: {best.get('metric')}"] = value
+            found[f"{BEST}{stage}: {best.get('metric')}"] = value
     return found
 
 

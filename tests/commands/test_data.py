@@ -60,6 +60,13 @@ def test_a_report_that_cannot_be_written_does_not_hide_what_is_wrong(recipe, sce
     assert "1 bad one, which" in text and "files/cannot-write" in text
 
 
+def test_an_old_report_does_not_outlive_what_it_lists(recipe, scenes, tmp_path):
+    report = tmp_path / "bad_records.jsonl"
+    report.write_text("{}\n")
+    assert "all good" in run("data", "check", recipe, "captions", "--root", scenes, "--report", report)
+    assert not report.exists()
+
+
 def test_a_file_that_ends_too_early_is_not_all_good_with_skip(recipe, scenes, tmp_path):
     text = (scenes / "pretrain.json").read_text()
     (tmp_path / "half.json").write_text(text[: len(text) // 2])

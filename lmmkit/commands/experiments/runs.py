@@ -77,6 +77,8 @@ def _print_as_json(found: Sequence[RunSummary]) -> None:
 
 def _print_pair(a: RunSummary, b: RunSummary) -> None:
     """Prints two runs next to each other: where each is, what it cost, and every figure of either."""
+    from lmmkit.runs.list_runs import BEST
+
     table = Table(title=f"A: {a.run.path}\nB: {b.run.path}", title_justify="left")
     for column in ("", "A", "B", "B - A"):
         table.add_column(column, justify="left" if not column else "right")
@@ -88,7 +90,7 @@ def _print_pair(a: RunSummary, b: RunSummary) -> None:
     either |= {name: (a.figures.get(name), b.figures.get(name)) for name in {**a.figures, **b.figures}}
     table.add_row("CPU time", *(duration(x) if x is not None else "" for x in (a.cpu_seconds, b.cpu_seconds)))
     for name, (left, right) in either.items():
-        if name.count("/") < 2:  # "TASK/FIGURE/DETAIL" is a detail
+        if name.count("/") < 2 or name.startswith(BEST):  # "TASK/FIGURE/DETAIL" is a detail
             change = "" if left is None or right is None else f"{right - left:+.4g}"
             table.add_row(name, _number(left), _number(right), change)
     print_table(table)

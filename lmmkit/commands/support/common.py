@@ -150,6 +150,5 @@ def print_json(value: object) -> None:
 def the_recipe(path: Path, root: Path | None, changes: list[str] | None):
     """Reads the recipe from a command's argument: a file, or the name of a shipped recipe."""
     from lmmkit.recipe import read_recipe
-    from lmmkit.recipe.shipped import find_recipe
 
-    return read_recipe(find_recipe(path), overrides=changes or (), root=root)
+    return read_recipe(path, overrides=changes or (), root=root)

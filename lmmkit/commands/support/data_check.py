@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,7 +30,7 @@ FIGURES = ("records", "bad_records", "images", "bad_images", "record_seconds", "
 
 @dataclass
 class CheckReport:
-    """Writes a file with all problems, one JSON object per line. Creates it at the first problem.
+    """Writes a file with all problems, one JSON object a line. Creates it at the first problem; an old one is removed.
 
     `refused`: the sources with more problems than allowed. `shown`: their first problems. `failed`: the error
     of a file that cannot be written; the check goes on without it.
@@ -43,6 +44,8 @@ class CheckReport:
     _file: TextIO | None = None
 
     def __enter__(self) -> CheckReport:
+        with suppress(OSError):  # if there are problems, what is wrong with the path is told then
+            self.path.unlink()
         return self
 
     def __exit__(self, *caught: object) -> None:

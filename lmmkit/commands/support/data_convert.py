@@ -49,7 +49,8 @@ def convert(
         bool | None,
         typer.Option(
             "--copy-images/--refer-images",
-            help="Copy images, or name the files of SRC. \\[default: copy if SRC contains them, and for parquet]",
+            help="Copy images, or name the files of SRC. "
+            "\\[default: copy if SRC contains them, and for parquet and webdataset]",
         ),
     ] = None,
     skip_bad: Annotated[

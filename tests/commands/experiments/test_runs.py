@@ -39,6 +39,16 @@ def test_two_runs_next_to_each_other(tmp_path):
     assert ["started", "(UTC)", *[day, minute] * 2] in rows
 
 
+def test_the_figure_of_the_best_model_is_no_detail(tmp_path):
+    for name, value in (("a", 0.5), ("b", 0.75)):
+        best = make(tmp_path / name, finished=["two"], sessions=SESSIONS).best("two")
+        best.mkdir()
+        chosen = {"best": {"metric": "val/tasks/answers/accuracy", "value": value}}
+        (best / "config.json").write_text(json.dumps(chosen))
+    text = lmmkit("runs", "--compare", tmp_path / "a", tmp_path / "b")
+    assert "best of two: val/tasks/answers/accuracy" in " ".join(text.split()) and "+0.25" in text
+
+
 def test_names_of_figures_as_long_as_the_quickstart_s_fit_beside_each_other(tmp_path):
     for name in ("a", "b"):
         run = make(tmp_path / name, sessions=SESSIONS)

@@ -63,6 +63,7 @@ FITS = (
         ("plugins.main={}", "plugins.main", "name"),
         ("plugins.Big={}", "plugins.Big", "name"),
         ("plugins.order.use=3", "plugins.order.use", "wrong-type"),
+        ("plugins.order.allow_unreachable=yes", "plugins.order.allow_unreachable", "wrong-type"),
         (f"{STAGE}.data={{nowhere: 1}}", f"{STAGE}.data.nowhere", "unknown-name"),
         (f"{STAGE}.data={{scenes: 0}}", f"{STAGE}.data.scenes", "out-of-range"),
         (f"{STAGE}.data={{}}", f"{STAGE}.data", "out-of-range"),
