@@ -34,6 +34,7 @@ def test_a_grid_is_read_with_all_its_recipes(name):
     arms, larger = read_arms(tiny), read_arms(small)
     assert len(arms) == ARMS[name] and arms[0].name == BASE and len(tiny.grid.seeds) >= 5
     assert [arm.name for arm in larger] == [arm.name for arm in arms]
+    assert small.grid.equal == tiny.grid.equal
     assert small.grid.measures == tiny.grid.measures and next(iter(tiny.grid.measures)) == "balanced"
 
 
@@ -48,7 +49,8 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_arm_of_a_grid_has_a_plan(name, size, world):
     for arm in read_arms(read_grid(shipped_grids()[f"{GRIDS}{size}{name}"])):
-        model = replace(arm.recipe.model, vision=ENCODER, text=DECODER)
+        text = replace(DECODER, depth=8 if size else 4)  # the depths in docs/ablations.md: `layers` names the last one
+        model = replace(arm.recipe.model, vision=ENCODER, text=text)
         prepare(replace(arm.recipe, root=str(world), model=model))
 
 

@@ -29,6 +29,8 @@ from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_TOP_P, CHAT_WEB
 from lmmkit.memory_faults import naming_memory
 from lmmkit.progress import plural, shown_on, working
 
+MOST_SEED = 2**63 - 1  # torch's generators take no larger one
+
 if TYPE_CHECKING:
     from lmmkit.demo.image import DrawnImage
     from lmmkit.inference.conversation import Conversation
@@ -63,7 +65,10 @@ def chat(
             help="With --temperature: draw from the likeliest tokens with this probability in all.",
         ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed for sampling, and of the image that --demo draws.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MOST_SEED, help="Seed for sampling, and of the image that --demo draws."),
+    ] = 0,
     web: Annotated[
         bool, typer.Option("--web", help="Serve a page for this machine's browser instead (extra `web`).")
     ] = False,

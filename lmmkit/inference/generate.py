@@ -20,6 +20,7 @@ from lmmkit.model.vlm import LMM
 
 Chooser = Callable[[Tensor], Tensor]
 """logits_QV -> token ids [Q]."""
+COLDEST = 1e-30  # a temperature that float32 holds
 Feed = Mapping[int, Tensor]
 """The learned rows [n, D] that follow a token, by its id."""
 
@@ -31,16 +32,20 @@ def greedy(logits_QV: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Draws from the most likely tokens with total probability `top_p` at `temperature`, with `generator`."""
+    """Draws from the most likely tokens with total probability `top_p` at `temperature`, with `generator`.
+
+    The most likely token is always among them. `temperature`: above 0; below `COLDEST` it is `COLDEST`.
+    """
 
     temperature: float
     top_p: float
     generator: torch.Generator
 
     def __call__(self, logits_QV: Tensor) -> Tensor:
-        weight_QV, id_QV = (logits_QV / self.temperature).softmax(-1).sort(-1, descending=True)
+        below_QV = (logits_QV - logits_QV.amax(-1, keepdim=True)).float()  # so that nothing overflows above 0
+        weight_QV, id_QV = (below_QV / max(self.temperature, COLDEST)).softmax(-1).sort(-1, descending=True)
         before_QV = weight_QV.cumsum(-1) - weight_QV
-        weight_QV = weight_QV.masked_fill(before_QV >= self.top_p, 0)
+        weight_QV[:, 1:].masked_fill_(before_QV[:, 1:] >= self.top_p, 0)
         place_Q1 = torch.multinomial(weight_QV.cpu(), 1, generator=self.generator)
         return id_QV.gather(1, place_Q1.to(id_QV.device)).squeeze(1)
 

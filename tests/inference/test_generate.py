@@ -162,6 +162,14 @@ def test_a_tiny_top_p_is_greedy():
     assert sampled(lmm, ids, seed=1, top_p=1.0, temperature=1e-4) == want
 
 
+@pytest.mark.parametrize(("top_p", "temperature"), [(0.0, 1.0), (1.0, 1e-300), (0.0, 1e-300), (0.5, 5e-324)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_extremes_of_sampling_are_greedy(top_p, temperature, dtype):
+    logits = torch.tensor([[-3.0, 900.0, 800.0, 0.0], [5.0, -60_000.0, 4.5, 4.0]], dtype=dtype)
+    chooser = Sampled(temperature, top_p, torch.Generator().manual_seed(0))
+    assert chooser(logits).tolist() == [1, 0]
+
+
 def test_top_p_keeps_the_fewest_tokens_that_reach_it():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().flip(-1)
     draws = lambda p: {int(Sampled(1.0, p, torch.Generator().manual_seed(s))(logits)[0]) for s in range(60)}

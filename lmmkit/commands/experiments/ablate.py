@@ -108,7 +108,7 @@ def ablate(
             return _run_and_compare(plan, trust_files, as_json)
         return _exit_for(plan, {})
     except KeyboardInterrupt as stop:
-        err.print("stopped; every command has saved. The same command continues.")
+        err.print("stopped; what the commands have saved is kept. The same command continues.")
         raise typer.Exit(143 if stop.args[:1] == (signal.SIGTERM,) else INTERRUPTED) from None
 
 
