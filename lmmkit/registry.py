@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,10 +152,20 @@ def open_registry(
     return Registry(loader.manager, components, tuple(origins))
 
 
-def file_components(path: Path, *, trust_files: bool = False) -> dict[str, FoundComponent]:
-    """Returns the components that a local file offers, by name. Raises `UserError` if there are problems."""
-    plugin = _Loader(trust_files, Path()).plugin(str(path), str(path))
-    return {name: _checked(str(path), plugin, name) for name in plugin.components}
+def file_components(use: str | os.PathLike[str], *, trust_files: bool = False) -> dict[str, FoundComponent]:
+    """Returns the components that a local file offers, by name. `use`: the file, or FILE.py:NAME for one of them.
+
+    Raises `UserError` if there are problems, no component, or none of this name.
+    """
+    path, _, only = os.fspath(use).partition(":")
+    plugin = _Loader(trust_files, Path()).plugin(path, path)
+    if not plugin.components:
+        raise UserError(
+            NO_COMPONENT.at(
+                path, got="a file without a component", nearest="Offer one in the hook `lmmkit_components`."
+            )
+        )
+    return {name: _checked(path, plugin, name) for name in ([only] if only else plugin.components)}
 
 
 @dataclass(frozen=True)

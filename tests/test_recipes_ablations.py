@@ -49,7 +49,9 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_arm_of_a_grid_has_a_plan(name, size, world):
     for arm in read_arms(read_grid(shipped_grids()[f"{GRIDS}{size}{name}"])):
-        text = replace(DECODER, depth=8 if size else 4)  # the depths in docs/ablations.md: `layers` names the last one
+        text = replace(
+            DECODER, depth=8 if size else 4
+        )  # the depths in docs/ablations.md: `layers` names the last one
         model = replace(arm.recipe.model, vision=ENCODER, text=text)
         prepare(replace(arm.recipe, root=str(world), model=model))
 

@@ -74,11 +74,9 @@ def explain(
         from lmmkit.recipe.shipped import shipped
         from lmmkit.registry import file_components, installed, open_registry
 
-    file, _, only = what.partition(":")
-    if file.endswith(".py"):
-        found = file_components((root or Path()) / file, trust_files=trust_files)
-        texts = [component_text(name, each) for name, each in found.items() if only in ("", name)]
-        return print_text("\n\n".join(texts) or f"{what} offers no component.")
+    if _is_file(what):
+        found = file_components(str((root or Path()) / what), trust_files=trust_files)
+        return print_text("\n\n".join(component_text(name, each) for name, each in found.items()))
     is_recipe = what.endswith((".yaml", ".yml")) or what in shipped() or Path(what).exists()
     if what in installed() or not is_recipe:
         registry = open_registry(
@@ -208,7 +206,7 @@ def test(
         from lmmkit.plan.prepare import prepare
 
     with working("trying the plugins"):
-        if ".py" in what:
+        if _is_file(what):
             path = str((root or Path()) / what)
             prepared = file_prepared(path, trust_files=trust_files, changes=changes or ())
         else:
@@ -220,7 +218,12 @@ def test(
         tasks = {f"{stage}/{task.name}": (stage, task) for stage, task in makers if task.name not in faulty}
         problems += other_views({key: view_subject(prepared, *each) for key, each in tasks.items()})
     raise_all(problems)
-    out.print(f"no problems: {', '.join(prepared.instances.components) or 'no plugins'}.")
+    out.print(f"no problems: {', '.join(prepared.instances.components) or 'the recipe has no plugins'}.")
+
+
+def _is_file(what: str) -> bool:
+    """Returns whether the argument is FILE.py or FILE.py:NAME."""
+    return what.partition(":")[0].endswith(".py")
 
 
 @app.command()
@@ -237,8 +240,12 @@ def new(
     from lmmkit.errors import UserError, raise_all
     from lmmkit.errors.commands import PLUGINS_FILES, PLUGINS_NAME
 
-    taken = name in sys.stdlib_module_names or name in ("lmmkit", "torch", "numpy") or keyword.iskeyword(name)
-    if not re.fullmatch("[a-z][a-z0-9_]*", name) or taken:
+    with working(STARTING):
+        from lmmkit.plan.instances import TORCH_NAMES
+        from lmmkit.recipe.rules.plugin_rules import RESERVED_NAMES
+
+    taken = name in {*sys.stdlib_module_names, "lmmkit", "torch", "numpy", *TORCH_NAMES, *RESERVED_NAMES}
+    if keyword.iskeyword(name) or not re.fullmatch("[a-z][a-z0-9_]*", name) or taken:
         raise UserError(PLUGINS_NAME.at("NAME", got=f"`{name}`"))
     files = {folder / path: text for path, text in written(name, kind, package=package).items()}
     raise_all(PLUGINS_FILES.at(str(path), got="a file") for path in files if path.exists())

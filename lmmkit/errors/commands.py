@@ -87,8 +87,8 @@ PLUGINS_FILES = Code(
     hint="Take another name or another folder (`lmmkit plugins new NAME --out FOLDER`), or remove the file.",
 )
 PLUGINS_NAME = Code(
-    "plugins/name", cause="A new plugin gets a name that cannot be imported, or is already that of a module.",
-    expected="a name of lower-case letters, digits and `_` that no module of Python has",
+    "plugins/name", cause="A new plugin gets a name that cannot be imported, or that a recipe cannot have.",
+    expected="a name of lower-case letters, digits and `_` that neither Python nor torch's modules nor lmmkit use",
     hint="Take a name such as `my_loss`.",
 )
 PLUGINS_NO_STAGE = Code(

@@ -280,6 +280,10 @@ EDIT_KEY = Code(
     expected="equal inserts for a record and its prompt, which has another key, no `meta`, and not the last answer",
     hint="Correct `edit` of the plugin.",
 )
+EDIT_VARIES = Code(
+    "plugin/edit-varies", cause="A token strategy returns other inserts when it is asked twice about the same view.",
+    expected="equal inserts for equal views", hint="Use no random numbers and no state in `edit` of the plugin.",
+)
 INSERT = Code(
     "plugin/insert", cause="A token strategy returns an insert that is not possible.",
     expected="`at` one of {positions}; a token of `provides`; as many rows as its module gives; `token` for"
@@ -326,8 +330,9 @@ RAISED = Code(
     expected="no exception", hint="Correct the plugin. {changed}`{variable}=1` prints the full traceback.",
 )
 RESERVED_SETTING = Code(
-    "plugin/reserved-setting", cause="A component declares a setting whose name is a key of every plugin section.",
-    expected="a setting of another name than `use` and `allow_unreachable`", hint="Rename the setting.",
+    "plugin/reserved-setting",
+    cause="A component declares a setting whose name is a key of every plugin section, or the name of the instance.",
+    expected="a setting of another name than `use`, `allow_unreachable` and `name`", hint="Rename the setting.",
 )
 RETURNED = Code(
     "plugin/returned", cause="A method of a plugin returns something else than it must.",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from lmmkit.api.components import ImageReducer, TokenStrategy
+import torch
+
+from lmmkit import plugin_calls
+from lmmkit.api.components import Component, ImageReducer, TokenStrategy
 from lmmkit.data.sources.records import Records
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plugin_calls.source import may_read
@@ -17,6 +20,7 @@ def notices(prepared: Prepared) -> list[str]:
     return [
         *_record_notices(prepared),
         *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
+        *_untrained_plugins(prepared),
         *_group_notices(prepared),
         *_reference_notices(prepared),
         *_token_notices(prepared),
@@ -43,6 +47,25 @@ def _unreached(prepared: Prepared, name: str) -> Iterator[str]:
     for part in ("vision", "connector"):
         if part in trained and not has_image:
             yield f"stages.{name}.train: {part} is trainable, but no record of this stage has an image"
+
+
+def _untrained_plugins(prepared: Prepared) -> Iterator[str]:
+    """Yields a notice for each plugin that a stage uses although no stage so far has trained its module."""
+    for name, stage in prepared.recipe.stages.items():
+        if "plugins" in stage.train.parts() or stage.start is not None:
+            return
+        for instance, component in prepared.instances.components.items():
+            if instance not in prepared.plans[name].off and _is_trainable(component, prepared):
+                yield (
+                    f"stages.{name}.train: plugin {instance} has parameters, which keep their first values: no stage "
+                    "so far has `plugins: {}` in `train`"
+                )
+
+
+def _is_trainable(component: Component, prepared: Prepared) -> bool:
+    with torch.device("meta"):
+        module = plugin_calls.modules(component, prepared.dims)
+    return module is not None and any(each.requires_grad for each in module.parameters())
 
 
 def _group_notices(prepared: Prepared) -> Iterator[str]:

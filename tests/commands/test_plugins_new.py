@@ -63,7 +63,7 @@ def test_no_file_is_written_over(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-@pytest.mark.parametrize("name", ["My", "my-loss", "token", "class", "lmmkit", "1st"])
+@pytest.mark.parametrize("name", ["My", "my-loss", "token", "class", "lmmkit", "1st", "train", "next_token"])
 def test_a_name_that_cannot_be_imported_is_refused(name, tmp_path):
     done = run("plugins", "new", name, "--kind", "loss", "--out", tmp_path)
     assert done.exit_code == 2 and "plugins/name" in done.output

@@ -102,6 +102,42 @@ def lmmkit_components():
 """
 
 
+OTHER = """
+
+@dataclass(frozen=True, kw_only=True)
+class Old(Mean):
+    api = 1
+
+@hookimpl
+def lmmkit_components():
+    return {"old": Old, "mean": Mean}
+"""
+
+
+@pytest.mark.parametrize("command", ["test", "explain"])
+def test_one_component_of_a_file(command, tmp_path):
+    """Its sibling, of another API version, is not asked for."""
+    (tmp_path / "two.py").write_text(THREE + OTHER)
+    (tmp_path / "none.py").write_text("")
+    trusted = run("plugins", command, f"{tmp_path}/two.py:mean", "--trust-files")
+    assert "mean" in trusted.output and "api-version" not in trusted.output and "head" not in trusted.output
+    assert trusted.exit_code == (2 if command == "test" else 0)
+    for what, code in (
+        ("two.py", "api-version"),
+        ("two.py:men", "no-component"),
+        ("none.py", "no-component"),
+    ):
+        done = run("plugins", command, f"{tmp_path}/{what}", "--trust-files")
+        assert done.exit_code == 2 and f"[plugin/{code}]" in done.output, done.output
+
+
+def test_a_recipe_in_a_folder_that_is_named_like_a_file(scenes, tmp_path):
+    (tmp_path / "x.py.d").mkdir()
+    (tmp_path / "x.py.d" / "mine.yaml").write_text(DIRECT)
+    done = run("plugins", "test", tmp_path / "x.py.d" / "mine.yaml", "--root", scenes)
+    assert done.exit_code == 0 and "directed_token" in done.output
+
+
 def test_a_recipe_is_tried_on_its_data(scenes, tmp_path):
     (tmp_path / "mine.yaml").write_text(DIRECT)
     done = run("plugins", "test", tmp_path / "mine.yaml", "--root", scenes)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lmmkit.cli import app
 from lmmkit.plan.notices import notices
 from lmmkit.plan.prepare import prepare
-from tests.conftest import PLAIN
+from tests.conftest import DIRECT, PLAIN
 
 TEXT = "data.texts={kind: llava, records: texts.json, images: ., template: vicuna_v1, image_fit: pad}"
 
@@ -35,6 +35,18 @@ def found(tiny, *overrides: str) -> list[str]:
 def test_a_recipe_that_fits_its_data_has_none(tiny, texts):
     assert found(tiny) == []
     assert found(tiny, texts(), "stages.finetune.data={texts: 0.5, questions: 0.5}") == []
+
+
+def test_a_plugin_whose_parameters_no_stage_trains_is_reported(tiny):
+    keys = {name: f"stages.{name}.train={{connector: {{}}}}" for name in ("pretrain", "finetune")}
+    lines = notices(prepare(tiny(*keys.values(), text=DIRECT)))
+    named = [line for line in lines if "which keep their first values" in line]
+    assert {line.split(":")[0] for line in named} == {"stages.pretrain.train", "stages.finetune.train"}
+    assert any("plugin image_order has parameters" in line for line in named)
+    lines = notices(prepare(tiny(keys["finetune"], text=DIRECT)))
+    assert not any("which keep their first values" in line for line in lines), (
+        "the first stage has trained it"
+    )
 
 
 def test_keys_that_are_not_read_are_reported_with_their_number(tiny, texts):

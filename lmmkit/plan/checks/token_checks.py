@@ -17,8 +17,9 @@ from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.views import vocabulary_id
 from lmmkit.errors import Problem, Tried
-from lmmkit.errors.plan import EDIT_KEY, INSERT, TOKEN_TWICE, TOKENS, UNREAD_TOKEN
+from lmmkit.errors.plan import EDIT_KEY, EDIT_VARIES, INSERT, TOKEN_TWICE, TOKENS, UNREAD_TOKEN
 from lmmkit.plan.instances import Instances
+from lmmkit.progress import plural
 from lmmkit.recipe import Recipe
 
 PROBE = Sample(
@@ -48,6 +49,10 @@ def _inserts(
     where: str, strategy: TokenStrategy, probes: Sequence[View], dims: Dims, tokenizer: TextTokenizer | None
 ) -> list[Problem]:
     problems, edits = [], []
+    for view in probes:  # a random choice of two is equal by chance in few of them
+        made, *same = (list(plugin_calls.edit(strategy, view)) for _ in range(4))
+        if varied := next((each for each in same if each != made), None):
+            return [EDIT_VARIES.at(where, got=f"{made} and {varied}")]
     for view in probes:
         made = plugin_calls.edit(strategy, view)
         other = replace(view, sample=replace(view.sample, key=f"{view.sample.key}, another key"))
@@ -58,8 +63,10 @@ def _inserts(
     rows = _module_rows(strategy, dims)
     for edit in edits:
         if edit.n != rows:
-            got = f"{edit}, and {'no module' if rows is None else f'a module of {rows} rows'}"
-            problems.append(INSERT.at(where, got=got, positions=", ".join(get_args(InsertAt))))
+            module = "no module" if rows is None else f"a module of {plural(rows, 'row')}"
+            problems.append(
+                INSERT.at(where, got=f"{edit}, and {module}", positions=", ".join(get_args(InsertAt)))
+            )
         elif edit.token is not None and tokenizer is not None:
             tried = Tried(lambda token=edit.token: vocabulary_id(tokenizer, token, where))
             problems += [] if tried.error is None else tried.error.problems

@@ -134,11 +134,9 @@ def _bare() -> Prepared:
 
 def file_prepared(path: str, *, trust_files: bool, changes: Sequence[str] = ()) -> Prepared:
     """Returns a prepared recipe with all components of a file. `changes`: their settings, `plugins.NAME.KEY=VALUE`."""
-    file, _, only = path.partition(":")
-    names = [name for name in file_components(Path(file), trust_files=trust_files) if only in ("", name)]
-    lines = "".join(f"  {name}: {{use: '{Path(file).resolve()}:{name}'}}\n" for name in names)
-    text = RECIPE + (f"plugins:\n{lines}" if names else "")
-    recipe = read_text(text, name="drawn scenes", overrides=changes, root=_scenes())
+    names, file = file_components(path, trust_files=trust_files), Path(path.partition(":")[0]).resolve()
+    lines = "".join(f"  {name}: {{use: '{file}:{name}'}}\n" for name in names)
+    recipe = read_text(f"{RECIPE}plugins:\n{lines}", name="drawn scenes", overrides=changes, root=_scenes())
     return prepared_for(build_instances(recipe, trust_files=trust_files).components, recipe)
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
 WHERE = "plugins.mistake"
-CODE = "plugin/edit-key"
+CODE = "plugin/edit-varies"
 READER = "reader"
 
 
