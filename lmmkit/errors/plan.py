@@ -280,10 +280,6 @@ EDIT_KEY = Code(
     expected="equal inserts for a record and its prompt, which has another key, no `meta`, and not the last answer",
     hint="Correct `edit` of the plugin.",
 )
-EDIT_VARIES = Code(
-    "plugin/edit-varies", cause="A token strategy returns other inserts when it is asked twice about the same view.",
-    expected="equal inserts for equal views", hint="Use no random numbers and no state in `edit` of the plugin.",
-)
 INSERT = Code(
     "plugin/insert", cause="A token strategy returns an insert that is not possible.",
     expected="`at` one of {positions}; a token of `provides`; as many rows as its module gives; `token` for"

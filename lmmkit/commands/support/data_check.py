@@ -44,7 +44,7 @@ class CheckReport:
     _file: TextIO | None = None
 
     def __enter__(self) -> CheckReport:
-        with suppress(OSError):  # if there are problems, what is wrong with the path is told then
+        with suppress(OSError):  # what is wrong with the path is reported when there is something to write
             self.path.unlink()
         return self
 

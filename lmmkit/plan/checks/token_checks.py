@@ -17,7 +17,8 @@ from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.views import vocabulary_id
 from lmmkit.errors import Problem, Tried
-from lmmkit.errors.plan import EDIT_KEY, EDIT_VARIES, INSERT, TOKEN_TWICE, TOKENS, UNREAD_TOKEN
+from lmmkit.errors.dry_run import NOT_PURE
+from lmmkit.errors.plan import EDIT_KEY, INSERT, TOKEN_TWICE, TOKENS, UNREAD_TOKEN
 from lmmkit.plan.instances import Instances
 from lmmkit.progress import plural
 from lmmkit.recipe import Recipe
@@ -52,7 +53,8 @@ def _inserts(
     for view in probes:  # a random choice of two is equal by chance in few of them
         made, *same = (list(plugin_calls.edit(strategy, view)) for _ in range(4))
         if varied := next((each for each in same if each != made), None):
-            return [EDIT_VARIES.at(where, got=f"{made} and {varied}")]
+            expected = "inserts that depend on nothing but the view"
+            return [NOT_PURE.at(where, got=f"{made}, then {varied} for one view", expected=expected)]
     for view in probes:
         made = plugin_calls.edit(strategy, view)
         other = replace(view, sample=replace(view.sample, key=f"{view.sample.key}, another key"))

@@ -7,7 +7,7 @@ from typing import ClassVar
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
 WHERE = "plugins.mistake"
-CODE = "plugin/edit-varies"
+CODE = "plugin/not-pure"
 READER = "reader"
 
 
