@@ -283,7 +283,7 @@ def test_a_model_is_planned_trained_saved_asked_and_not_exported(kind, tiny, sce
 
 
 def test_a_folder_whose_connector_has_more_than_the_recipe_s_is_refused(tiny, tmp_path):
-    """The first of its two matrices would fit, and the second be left out."""
+    """Would fit with the first of its two matrices, and leave the second one out."""
     recipe = tiny("model.connector={kind: mlp2x_gelu}")
     folder = find_model_folder(train(recipe, out=tmp_path / "run").run.path)
     wrong = prepare_bare(tiny(f"model.connector={{kind: linear, from: {folder}}}"))
