@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -74,7 +75,7 @@ def evaluate(
         out: the folder of the answers and of `results.json`, instead of the run.
         ranks: the processes that share the questions. The first one writes.
         alone: how many questions of each task are asked again, each alone, to compare their answers.
-        show: called with the results before they are written, so that a full disk loses nothing.
+        show: called with the results at the end, also of an evaluation that an error ends.
 
     Returns:
         the results of the tasks that were run, by name.
@@ -94,8 +95,10 @@ def evaluate(
         return model, model_facts(folder)
 
     asked = {task.section.data for task in tasks.values() if task.section.data is not None}
-    results: dict[str, TaskResult] = {}
-    with working("evaluation", len(tasks)) as move:
+    to = None
+    if ranks.rank == 0 and (stage is None or out is not None):
+        to = run.results if out is None else out / "results.json"
+    with _kept(to, show) as kept, working("evaluation", len(tasks)) as move:
         sources = open_sources(recipe, sorted({*training, *asked}))
         baseline = _baseline({name: sources[name] for name in training}, notify)
         for done, (name, task) in enumerate(tasks.items()):
@@ -110,11 +113,8 @@ def evaluate(
             keep = Keep(folder=answers, model=model, ranks=ranks, alone=alone)
             with moving(move, done, done + 1):
                 figures = task.run(chat_model, samples, controls=controls, baseline=baseline, keep=keep)
-            results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
-    show(results)
-    if ranks.rank == 0 and (stage is None or out is not None):
-        add_results(results, run.results if out is None else out / "results.json")
-    return results
+            kept.add(name, TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep)))
+    return kept.results
 
 
 def _baseline(training: Mapping[str, Records], notify: Callable[[str], None]) -> Majority:
@@ -126,6 +126,32 @@ def _baseline(training: Mapping[str, Records], notify: Callable[[str], None]) ->
         for name, records in training.items()
         for sample in counted(f"{name}: training answers", records, unit="records")
     )
+
+
+@dataclass
+class _Results:
+    """Adds the result of each task to a `results.json` as the task ends. `path`: None to write none."""
+
+    path: Path | None
+    results: dict[str, TaskResult] = field(default_factory=dict)
+
+    def add(self, name: str, result: TaskResult) -> None:
+        """Keeps and writes the result of a task."""
+        self.results[name] = result
+        if self.path is not None:
+            add_results({name: result}, self.path)
+
+
+@contextmanager
+def _kept(path: Path | None, show: Callable[[dict[str, TaskResult]], None]) -> Iterator[_Results]:
+    """Keeps results as they come, and shows them at the end, whatever ends the block: a later task or a full disk loses
+    none."""
+    kept = _Results(path)
+    try:
+        yield kept
+    finally:
+        if kept.results:
+            show(kept.results)
 
 
 def add_results(results: Mapping[str, TaskResult], path: Path) -> None:
@@ -145,8 +171,8 @@ def evaluate_model(
     The arguments are those of `evaluate`. `path`: any folder that `load` opens.
     """
     raise_all(problem for task in benchmarks.values() for problem in task.input_problems())
-    results: dict[str, TaskResult] = {}
-    with working("evaluation", len(benchmarks)) as move:
+    to = out / "results.json" if ranks.rank == 0 else None
+    with _kept(to, show) as kept, working("evaluation", len(benchmarks)) as move:
         chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
         for done, (name, task) in enumerate(benchmarks.items()):
             notify(f"{name}: answers go to {out / name}")
@@ -154,11 +180,8 @@ def evaluate_model(
             keep = Keep(folder=out / name, model=model, ranks=ranks, alone=alone)
             with moving(move, done, done + 1):
                 figures = task.run(chat_model, (), controls=controls, keep=keep)
-            results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
-    show(results)
-    if ranks.rank == 0:
-        add_results(results, out / "results.json")
-    return results
+            kept.add(name, TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep)))
+    return kept.results
 
 
 def _facts(task: EvalTask, keep: Keep) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lmmkit.errors import UserError
@@ -70,3 +72,27 @@ def test_only_the_first_rank_has_facts_and_writes(answering, tmp_path):
     (tmp_path / "x" / "summary.json").write_text("scored")
     results = evaluate_model(model, {"x": Answered()}, out=tmp_path)
     assert results["x"].facts == {"status": "scored"} and (tmp_path / "results.json").is_file()
+
+
+def test_a_task_that_fails_loses_none_of_those_before(answering, tmp_path):
+    class Answered:
+        def __init__(self, error=None):
+            self.error = error
+
+        def input_problems(self):
+            return []
+
+        def run(self, chat_model, samples, *, controls, keep):
+            if self.error is not None:
+                raise self.error
+            return {"accuracy": Figure(value=0.5, n=2)}
+
+        def facts(self, keep):
+            return {}
+
+    shown = []
+    tasks = {"one": Answered(), "two": Answered(UserError([])), "three": Answered()}
+    with pytest.raises(UserError):
+        evaluate_model(answering / "model" / "finetune", tasks, out=tmp_path, show=shown.append)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert list(written) == ["one"] and [list(results) for results in shown] == [["one"]]

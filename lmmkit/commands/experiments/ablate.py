@@ -57,7 +57,12 @@ def ablate(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, metavar="N", help="Commands side by side. \\[default: one a core, or one on a GPU]"),
+        typer.Option(
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Commands side by side. \\[default: one a core, or one on a GPU]",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the runs and what is done; measure and train nothing.")

@@ -134,13 +134,15 @@ def _vlmevalkit(path: Path) -> Iterator[ForeignAnswer]:
 
 
 def _mme(path: Path) -> Iterator[ForeignAnswer]:
-    """Reads one file for each subtask: lines of image, question, right answer and answer, with tabs between."""
+    """Reads one file for each subtask: lines of image (or its text), question, right answer and answer, with tabs."""
     place = 0
     for file in sorted(path.glob("*.txt")):
         for line in file.read_text(encoding="utf-8").splitlines():
             image, question, _, text = line.split("\t")
             place += 1
-            yield ForeignAnswer(text, f"{file.stem}/{image}", question, image, place)
+            yield ForeignAnswer(
+                text, f"{file.stem}/{image}", question, image, place, groups=frozenset({file.stem})
+            )
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[ForeignAnswer]]] = {

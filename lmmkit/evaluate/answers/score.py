@@ -57,10 +57,10 @@ class Matched:
 def matched(items: Sequence[Item], answers: Sequence[ForeignAnswer], where: str) -> Matched:
     """Returns the answers by item.
 
-    They are matched by the first that fits most items: the id, the id's last part, image and prompt, the prompt, or
-    the question inside a prompt. Ids do not count if most prompts contradict them. Where several items fit, the
-    groups and the prompt decide, else their order. One answer counts for several items that ask the same about the
-    same image. Answers without ids, as many as there are items or items of one group, are matched by order alone if
+    They are matched by the first that fits most items: the id, its folder and image, its last part, image and prompt,
+    the prompt, or the question inside a prompt. Ids do not count if most prompts contradict them. Where several items
+    fit, the groups and the prompt decide, else their order. One answer counts for several items that ask the same about
+    the same image. Answers without ids, as many as there are items or items of one group, are matched by order alone if
     nothing else fits all. Raises `UserError` if no answer fits, or two different ones fit one item.
     """
     given = [answer for answer in answers if not answer.failed]
@@ -242,9 +242,16 @@ def _name(path: str | None) -> str:
     return Path(path).name if path else ""
 
 
+def _folder_and_stem(id: str) -> tuple[str, str] | None:
+    """Returns the first folder of an id that is a path, and its last part without ending: MME's subtask and image."""
+    folder, _, rest = REPEATED.sub("", id).partition("/")
+    return (folder, Path(rest).stem) if rest else None
+
+
 KEYS: dict[str, tuple[Callable[[Item], object], Callable[[ForeignAnswer], object]]] = {
     "id": (lambda item: item.id, lambda answer: answer.id),
     "official id": (lambda item: REPEATED.sub("", item.id), lambda answer: answer.id),
+    "folder and image": (lambda item: _folder_and_stem(item.id), lambda answer: _folder_and_stem(answer.id)),
     "last part of the id": (lambda item: item.id.rpartition("/")[2], lambda answer: answer.id),
     "image and prompt": (
         lambda item: (_name(next(iter(item.images), "")), _plain(item.prompt)),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
+from lmmkit.evaluate.answers.foreign import read_foreign
+from lmmkit.evaluate.answers.score import matched
 from lmmkit.evaluate.benchmarks.benchmark import Item
 from lmmkit.evaluate.benchmarks.mme import PART_OF, SUBTASKS, Mme, official_yes_no
 from tests.support.benchmark_files import figures_of, problems_of, write_images
@@ -210,3 +213,20 @@ def test_all_that_is_wrong_is_reported_at_once(tmp_path):
         ("benchmarks/no-file", "no such folder"),
     }
     assert [p.code for p in problems_of(lambda: load(tmp_path / "nothing"))] == ["benchmarks/no-file"]
+
+
+@pytest.mark.parametrize("subtasks", [tuple(PART_OF), ("OCR",), ("posters", "existence")])
+def test_the_uploaded_files_are_scored_as_the_answers(tmp_path, subtasks):
+    """Has images of one name and equal questions in all subtasks; the files are read in another order."""
+    write(tmp_path / "files")
+    items = load(tmp_path / "files")
+    answers = {item.id: ("yes" if i % 3 else "no") for i, item in enumerate(items)}
+    (tmp_path / "upload").mkdir()
+    for name, content in MME.upload(items, answers).items():
+        if Path(name).stem in subtasks:
+            lines = content.decode().splitlines(keepends=True)
+            (tmp_path / "upload" / name).write_text("".join(lines[2:] + lines[:2]))
+    form, found = read_foreign(tmp_path / "upload")
+    fitting = matched(items, found, "x")
+    expected = {item.id: answers[item.id] for item in items if item.groups["subtask"] in subtasks}
+    assert form == "mme" and fitting.texts == expected and not fitting.ordered and not fitting.extra
