@@ -114,7 +114,8 @@ def evaluate(
         else:
             results = run_tasks(*found[:2], only=own, benchmarks=benchmarks, stage=found[2], **shared)
         for name, task in benchmarks.items() if published and ranks.first and not as_json else ():
-            print_published(task.benchmark.name, task.benchmark, results[name].figures, run.name)
+            label = run.name if limit is None else f"{run.name}, first {limit}"
+            print_published(task.benchmark.name, task.benchmark, results[name].figures, label)
 
 
 def _run_of(path: Path, root: Path | None) -> tuple[RunFolder, Recipe, str | None] | None:

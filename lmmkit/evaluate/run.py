@@ -144,8 +144,7 @@ class _Results:
 
 @contextmanager
 def _kept(path: Path | None, show: Callable[[dict[str, TaskResult]], None]) -> Iterator[_Results]:
-    """Keeps results as they come, and shows them at the end, whatever ends the block: a later task or a full disk loses
-    none."""
+    """Keeps results as they come, and shows them at the end, also if an error ends the block: none is lost."""
     kept = _Results(path)
     try:
         yield kept

@@ -227,7 +227,9 @@ def judge(
         list[Path] | None, typer.Option("--responses", metavar="FILE", help="Lines of the judge. Repeatable.")
     ] = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="How often each answer is judged.")] = 3,
-    split: SplitName = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="The split. \\[default: that of the answers]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the requests to a judge that are still open, or the figures of its responses."""
