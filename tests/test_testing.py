@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import types
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_the_reducer_and_the_box_of_docs_plugins_count_patches_as_images_do(tmp_
     pool, seen = found["pool"](name="pool", side=3), torch.randn(2, 36, 5)
     want = torch.nn.functional.avg_pool2d(seen.movedim(-1, 1).view(2, 5, 6, 6), 3).flatten(2).movedim(1, -1)
     assert torch.allclose(pool.reduce(seen, lambda x: x, None), want, atol=1e-6)
-    dims = SimpleNamespace(image=SimpleNamespace(grid=(6, 6), tokens=36))
+    dims = SimpleNamespace(image=SimpleNamespace(grid=(6, 6), row_grid=(6, 6), tokens=36))
     assert pool.patches(dims)[1] == [3, 4, 5, 9, 10, 11, 15, 16, 17] and pool.tokens(dims) == 4
     assert pool.check(dims) == "" != found["pool"](name="pool", side=4).check(dims)
     sample = SimpleNamespace(meta={"box": (0.5, 0.0, 1.0, 0.3)})
@@ -225,3 +226,18 @@ def test_a_context_takes_the_tensors_that_a_test_gives():
     n = len(fake_ctx(loss, samples=2)[loss.needs[0]])
     ctx = fake_ctx(loss, samples=2, taps={loss.needs[0]: torch.full((n,), 0.25)})
     assert float(loss.value(ctx)) == pytest.approx(0.75 * n)
+
+
+def test_a_class_that_another_process_does_not_have_is_named(monkeypatch):
+    """Takes a class of a module that exists in this process alone, as `__main__` of a script."""
+    module = types.ModuleType("only_here")
+    monkeypatch.setitem(sys.modules, "only_here", module)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Order(ImageOrder):
+        pass
+
+    Order.__module__, Order.__qualname__ = "only_here", "Order"
+    module.Order = Order  # type: ignore[attr-defined]
+    (problem,) = dry_run(Order(name="order", grid=3, permutations=6), second_process=True)
+    assert problem.code == "plugin/pickle" and "only_here" in problem.got

@@ -86,7 +86,8 @@ def evaluate(
     with working(STARTING):
         import torch
 
-        from lmmkit.errors import raise_all
+        from lmmkit.errors import UserError, raise_all
+        from lmmkit.errors.answers import NO_ROOT
         from lmmkit.evaluate.controls import PROBE
         from lmmkit.evaluate.run import evaluate as run_tasks
         from lmmkit.evaluate.run import evaluate_model
@@ -98,6 +99,8 @@ def evaluate(
         found = _run_of(run, root)
         if found is not None and found[1].speed.threads:
             torch.set_num_threads(found[1].speed.threads)
+        if found is None and root is not None:
+            raise UserError(NO_ROOT.at("--root", got=f"`--root {root}` with the model folder {run}"))
         own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
         options = {"--files": files, "--split": split, "--limit": limit, "--published": published or None}
         raise_all(() if benchmarks else _unused(options))

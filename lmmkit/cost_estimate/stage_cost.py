@@ -19,7 +19,6 @@ from lmmkit.plan.stage_plan import START
 from lmmkit.plan.teachers import LARGE
 from lmmkit.progress import counted
 from lmmkit.weights.tensor_reader import opened
-from lmmkit.weights.weights_hash import weight_files
 
 SAMPLED_STEPS = 4
 
@@ -117,7 +116,10 @@ def _reference_bytes(prepared: Prepared, stage: str) -> dict[str, int]:
     if asked == START:
         own = sum(p.nbytes for p in build.reference_copies(prepared, stage, build.device_here()).parameters())
     else:
-        own = sum(path.stat().st_size for path in weight_files(prepared.recipe.path(asked)))
+        narrow = prepared.recipe.numerics.frozen == "bfloat16"
+        with opened(prepared.recipe.path(asked)) as tensors:
+            shapes = [tensor.shape for tensor in tensors.values()]
+        own = sum(math.prod(shape) * (2 if narrow and len(shape) > 1 else 4) for shape in shapes)
     return {"reference": -(-own // prepared.recipe.parallel.copy)}
 
 

@@ -36,6 +36,10 @@ NO_FILES = Code(
     "answers/no-files", cause="A benchmark needs its official files, and their folder is not given or does not exist.",
     expected="a folder with the official files of {title}", hint="{fix}",
 )
+NO_ROOT = Code(
+    "answers/no-root", cause="`--root`, which moves the paths of a run, is given for a model that is not part of one.",
+    expected="a run", hint="Leave it out: `--files` names the folder of a benchmark.",
+)
 NO_OUT = Code(
     "answers/no-out", cause="The answers would be written into a model folder that is not part of a run.",
     expected="a folder for the answers", hint="Name a folder: `lmmkit eval MODEL --out FOLDER`.",

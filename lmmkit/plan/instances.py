@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass
 from types import UnionType
@@ -176,7 +177,10 @@ def _problem(recipe: Recipe, name: str, cls: type[Component], key: str, kind: st
     where = recipe.where(f"plugins.{name}.{key}")
     known = [field.name for field in setting_fields(cls)]
     use = recipe.plugins[name].get("use", name)
-    explain = f"lmmkit plugins explain {use}{' --trust-files' if '.py' in use else ''}"
+    explain = f"lmmkit plugins explain {use}"
+    if use.partition(":")[0].endswith(".py"):
+        root = "" if recipe.root == "." else f" --root {shlex.quote(recipe.root)}"
+        explain += f"{root} --trust-files"
     if kind == "extra_forbidden":
         return UNKNOWN_KEY.at(where, got=f"`{key}`", name=name, nearest=did_you_mean(key, known))
     if kind == "missing":

@@ -48,6 +48,10 @@ def test_an_export_needs_a_folder_for_the_results(answering, official, tmp_path)
     run("model", "export", answering, tmp_path / "hf")
     text = run("eval", tmp_path / "hf", "--on", "pope", "--files", official, code=2)
     assert "answers/no-out" in text and "--out" in text
+    words = ("--on", "pope", "--files", official, "--out", tmp_path / "out", "--root", tmp_path)
+    assert "answers/no-root" in run("eval", tmp_path / "hf", *words, code=2), (
+        "it has no paths that `--root` moves"
+    )
 
 
 EVALUATE = """

@@ -43,7 +43,9 @@ def other_views(subjects: Mapping[str, ViewSubject]) -> list[Problem]:
     found = json.loads(done.stdout)
     for key, data in sent.items():
         subject: ViewSubject = pickle.loads(data)
-        if found[key] != views_digest(subject):
+        if not found[key]["loaded"]:
+            problems.append(problem(PICKLE, subject.task.name, "fields", subject.task, found[key]["views"]))
+        elif found[key]["views"] != views_digest(subject):
             got = "other views of the same samples in another process"
             expected = "views that depend on nothing but `sample` and `rng`"
             problems.append(
@@ -53,12 +55,18 @@ def other_views(subjects: Mapping[str, ViewSubject]) -> list[Problem]:
 
 
 def answer() -> None:
-    """Prints a digest of the views of each task that is sent to standard input."""
+    """Prints a digest of the views of each task that is sent to standard input, or why it cannot be loaded here."""
     sent = pickle.loads(sys.stdin.buffer.read())
     found = {}
     for key, data in sent.items():
         try:
-            found[key] = views_digest(pickle.loads(data))
+            subject = pickle.loads(data)
+        except Exception as error:  # such as of a class that only the first process has
+            found[key] = {"loaded": False, "views": f"{type(error).__name__} in another process: {error}"}
+            continue
+        try:
+            views = views_digest(subject)
         except LmmkitError as error:
-            found[key] = str(error)
+            views = str(error)
+        found[key] = {"loaded": True, "views": views}
     print(json.dumps(found))
