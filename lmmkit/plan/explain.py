@@ -246,7 +246,7 @@ def component_text(name: str, found: FoundComponent) -> str:
         "",
         inspect.cleandoc(cls.__doc__ or "(no description)"),
         "",
-        "settings:",
+        "settings:" if setting_fields(cls) else "no settings",
     ]
     types = setting_types(cls)
     for field in setting_fields(cls):
