@@ -38,7 +38,7 @@ NO_FILES = Code(
 )
 NO_ROOT = Code(
     "answers/no-root", cause="`--root`, which moves the paths of a run, is given for a model that is not part of one.",
-    expected="a run", hint="Leave it out: `--files` names the folder of a benchmark.",
+    expected="a run", hint="Leave it out; `lmmkit eval MODEL --files DIR` names the folder of benchmarks.",
 )
 NO_OUT = Code(
     "answers/no-out", cause="The answers would be written into a model folder that is not part of a run.",
