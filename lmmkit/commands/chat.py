@@ -29,11 +29,11 @@ from lmmkit.errors.commands import CHAT_MODEL, CHAT_NO_WEB, CHAT_TOP_P, CHAT_WEB
 from lmmkit.memory_faults import naming_memory
 from lmmkit.progress import plural, shown_on, working
 
-MOST_SEED = 2**63 - 1  # torch's generators take no larger one
-
 if TYPE_CHECKING:
     from lmmkit.demo.image import DrawnImage
     from lmmkit.inference.conversation import Conversation
+
+MOST_SEED = 2**63 - 1  # torch's generators take no larger one
 
 
 @reporting

@@ -93,8 +93,8 @@ MISMATCH = Code(
     expected="shape {shape}",
     hint="Start from a model with the same shapes, or change the shapes in the recipe.",
 )
-MORE_TENSORS = Code(
-    "model/more-tensors",
+EXTRA_TENSORS = Code(
+    "model/extra-tensors",
     cause="A model folder has more tensors of a part than the model of the recipe, so some would be left out.",
     expected="only the tensors of the recipe's model",
     hint="Start from a model of the same kind and depth, or change the recipe.",

@@ -20,7 +20,7 @@ from lmmkit.model.vlm import LMM
 
 Chooser = Callable[[Tensor], Tensor]
 """logits_QV -> token ids [Q]."""
-COLDEST = 1e-30  # a temperature that float32 holds
+LEAST_TEMPERATURE = 1e-30  # a temperature that float32 holds
 Feed = Mapping[int, Tensor]
 """The learned rows [n, D] that follow a token, by its id."""
 
@@ -34,7 +34,8 @@ def greedy(logits_QV: Tensor) -> Tensor:
 class Sampled:
     """Draws from the most likely tokens with total probability `top_p` at `temperature`, with `generator`.
 
-    The most likely token is always among them. `temperature`: above 0; below `COLDEST` it is `COLDEST`.
+    The most likely token is always among them. `temperature`: above 0; a lower one than `LEAST_TEMPERATURE` counts as
+    that.
     """
 
     temperature: float
@@ -43,7 +44,9 @@ class Sampled:
 
     def __call__(self, logits_QV: Tensor) -> Tensor:
         below_QV = (logits_QV - logits_QV.amax(-1, keepdim=True)).float()  # so that nothing overflows above 0
-        weight_QV, id_QV = (below_QV / max(self.temperature, COLDEST)).softmax(-1).sort(-1, descending=True)
+        weight_QV, id_QV = (
+            (below_QV / max(self.temperature, LEAST_TEMPERATURE)).softmax(-1).sort(-1, descending=True)
+        )
         before_QV = weight_QV.cumsum(-1) - weight_QV
         weight_QV[:, 1:].masked_fill_(before_QV[:, 1:] >= self.top_p, 0)
         place_Q1 = torch.multinomial(weight_QV.cpu(), 1, generator=self.generator)

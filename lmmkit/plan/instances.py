@@ -24,7 +24,7 @@ from lmmkit.recipe import Recipe, Weight, flow_text
 from lmmkit.registry import Registry, open_registry, setting_fields
 
 TORCH_NAMES = frozenset(dir(nn.ModuleDict()))  # the module of an instance has its name
-OWN = Component.__module__  # its `name` is that of the instance
+COMPONENT_MODULE = Component.__module__  # its `name` is that of the instance
 CORE_KEYS = ("use", "allow_unreachable")  # of every plugin section; the others are the plugin's
 
 
@@ -121,7 +121,9 @@ def class_problems(where: str, cls: type[Component]) -> list[Problem]:
         got = f"annotations of `{cls.__name__}` that raise {type(error).__name__}: {error}"
         return [SETTING_TYPE.at(f"{where}, {place_of(cls)}", got=got)]
     problems = []
-    if any("name" in inspect.get_annotations(each) for each in cls.__mro__ if each.__module__ != OWN):
+    if any(
+        "name" in inspect.get_annotations(each) for each in cls.__mro__ if each.__module__ != COMPONENT_MODULE
+    ):
         problems.append(RESERVED_SETTING.at(f"{where}, {place_of(cls)}", got="a setting `name`"))
     for setting in setting_fields(cls):
         if setting.name in CORE_KEYS:

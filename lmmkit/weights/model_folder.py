@@ -27,11 +27,11 @@ from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.weights import (
     CANNOT_WRITE,
+    EXTRA_TENSORS,
     MISMATCH,
     MODEL_CONFIG,
     MODEL_DAMAGED,
     MODEL_FORMAT,
-    MORE_TENSORS,
 )
 from lmmkit.progress import weighed
 from lmmkit.runs.files import io_point, read_json, write_aside, write_json_atomic
@@ -180,7 +180,7 @@ def fill(
         shapes = {k: file.get_slice(k).get_shape() for k in own if k in names}
         wrong = {k: str(shape) for k, shape in shapes.items() if shape != list(own[k].shape)}
         wrong |= dict.fromkeys(missing if strict else (), "no such tensor")
-        more = sorted(
+        extra = sorted(
             name
             for name in names - set(own)
             if name.startswith(WHOLE) and name.startswith(at) and name.startswith(prefixes)
@@ -189,8 +189,8 @@ def fill(
             [
                 *(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items()),
                 *(
-                    MORE_TENSORS.at(f"{path}: {k}", got="a tensor that no part of the model has")
-                    for k in more
+                    EXTRA_TENSORS.at(f"{path}: {k}", got="a tensor that no part of the model has")
+                    for k in extra
                 ),
             ]
         )

@@ -291,7 +291,7 @@ def test_a_folder_whose_connector_has_more_than_the_recipe_s_is_refused(tiny, tm
         build.check_pretrained(wrong.recipe, wrong.dims, wrong.pretrained, torch.device("cpu"))
     found = {problem.where.rpartition(" ")[2] for problem in raised.value.problems}
     assert found == {"lmm.connector.second.1.weight", "lmm.connector.second.1.bias"}
-    assert {problem.code for problem in raised.value.problems} == {"model/more-tensors"}
+    assert {problem.code for problem in raised.value.problems} == {"model/extra-tensors"}
 
 
 @pytest.mark.parametrize("kind", FEWER)
