@@ -124,7 +124,7 @@ def _memory(stages: dict[str, dict], tflops: float) -> Table:
         title=f"GiB on {'the one device' if devices == 1 else f'one of {devices} devices'}", title_justify="left",
         caption="Activations: of the fullest micro-batch, on a device that computes in\n"
         "`numerics.compute`. Leave a tenth for kernels and the allocator. Hours: the\n"
-        f"decoder's matrices and all gradients at {devices} x {tflops:g} TFLOP/s (--tflops). See docs/recipes.md.",
+        f"decoder's matrices and all gradients at {devices} x {tflops:g} TFLOP/s (--tflops).\nSee docs/recipes.md.",
         caption_justify="left",
     )  # fmt: skip
     sorts = ["weights", "gradients", "optimizer", "activations", "all"]
